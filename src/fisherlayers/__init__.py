@@ -1,0 +1,1 @@
+"""Fisher layers: natural gradient by reconstruction, and Deep Fisher Networks, on one core."""
