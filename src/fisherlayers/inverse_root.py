@@ -119,9 +119,9 @@ def low_rank_inverse_square_root(
         Scale, basis and gains in the dtype of ``matrix``, the gains in ascending order.
 
     Raises:
-        RootError: If a gain is not finite: the matrix is singular and ``damping`` 0.
-        ValueError: If the matrix is empty, not square, not finite or not symmetric, has a negative trace or direction,
-            or an argument is out of its range.
+        RootError: If the matrix is singular and ``damping`` 0.
+        ValueError: If the matrix is empty, not square, not finite or not symmetric, is negative along a direction of
+            the sketch, or an argument is out of its range.
     """
     values = _checked(matrix, damping)
     size = values.shape[-1]
@@ -145,7 +145,8 @@ def low_rank_inverse_square_root(
     damp = damping * trace / size
     gains = (leading + damp[..., None]).rsqrt()
     scale = (tail + damp).rsqrt() if rank < size else gains.amin(-1)
-    if not bool(torch.isfinite(gains).all() & torch.isfinite(scale).all()):
+    smallest = torch.minimum(tail, leading[..., -1]) if rank < size else leading[..., -1]
+    if not bool((smallest + damp > 4 * size * shift).all()):
         raise RootError(f"the matrix is singular: raise damping (it is {damping})")
     return LowRank(scale.to(matrix.dtype), (orthogonal @ rotation).to(matrix.dtype), gains.to(matrix.dtype))
 

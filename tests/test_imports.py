@@ -1,0 +1,59 @@
+"""Imports run one way only: accumulate -> invert -> apply -> the halves -> data, race, report, demo -> the command."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fisherlayers
+
+ROOT = Path(fisherlayers.__file__).parent
+
+# What each part may import from the package, besides itself.
+CORE = {"information", "inverse_root", "layer"}
+ALLOWED = {
+    "information": set(),
+    "inverse_root": set(),
+    "layer": {"information", "inverse_root"},
+    "natural_gradient": CORE,
+    "fisher_vectors": CORE,
+    "data": set(),
+    "report": set(),
+    "race": CORE | {"natural_gradient", "data"},
+    "demo": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report"},
+    "cli": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "demo"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported_parts(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fisherlayers":
+            names = [node.module] if "." in node.module else [f"fisherlayers.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "fisherlayers"]
+        else:
+            continue
+        for name in names:
+            yield (name.split(".") + [""])[1]
+
+
+FILES = [path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in ALLOWED]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    # A command may read the version from the package itself; everything else imports the module that defines a name.
+    allowed = ALLOWED[part] | {part} | ({"__version__"} if part == "cli" else set())
+    assert set(imported_parts(path)) <= allowed
+
+
+def test_every_part_has_a_rule():
+    parts = {
+        path.stem for path in ROOT.iterdir() if path.name[0] not in "_." and (path.is_dir() or path.suffix == ".py")
+    }
+    assert parts == set(ALLOWED)
