@@ -38,7 +38,7 @@ def imported_parts(path: Path):
         else:
             continue
         for name in names:
-            yield (name.split(".") + [""])[1]
+            yield ([*name.split("."), ""])[1]
 
 
 FILES = [path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in ALLOWED]
