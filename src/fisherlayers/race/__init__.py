@@ -1,0 +1,48 @@
+"""Races: optimizers trained on one task from the same weights with the same batches, compared by steps and seconds."""
+
+from fisherlayers.race.methods import BASES, Method, make_method
+from fisherlayers.race.muon import Muon, orthogonalize
+from fisherlayers.race.results import (
+    Comparison,
+    Point,
+    Race,
+    Run,
+    compare,
+    compare_pairs,
+    race_from_json,
+    race_to_json,
+    seconds_to,
+    steps_to,
+)
+from fisherlayers.race.runner import Progress, run_race, train
+from fisherlayers.race.tasks import TASKS, Examples, Task, load_task
+from fisherlayers.race.tuning import Trial, Tuning, draw_learning_rates, tune
+
+__all__ = [
+    "BASES",
+    "TASKS",
+    "Comparison",
+    "Examples",
+    "Method",
+    "Muon",
+    "Point",
+    "Progress",
+    "Race",
+    "Run",
+    "Task",
+    "Trial",
+    "Tuning",
+    "compare",
+    "compare_pairs",
+    "draw_learning_rates",
+    "load_task",
+    "make_method",
+    "orthogonalize",
+    "race_from_json",
+    "race_to_json",
+    "run_race",
+    "seconds_to",
+    "steps_to",
+    "train",
+    "tune",
+]

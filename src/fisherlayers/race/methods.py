@@ -1,0 +1,113 @@
+"""The methods of a race: a base optimizer on the plain model, or on the same model reconstructed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.race.muon import Muon
+
+MakeOptimizers = Callable[[nn.Module, float], list[Optimizer]]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base optimizer.
+
+    Attributes:
+        make: (model, learning rate) -> the optimizers that together step every parameter.
+        learning_rate: a usual one.
+        learning_rates: lowest and highest learning rate of the search.
+        settings: what is fixed, in words.
+    """
+
+    make: MakeOptimizers
+    learning_rate: float
+    learning_rates: tuple[float, float]
+    settings: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A contender.
+
+    Attributes:
+        name: what tables and figures call it; distinct within a race.
+        base: the name of its base optimizer, a key of `BASES`.
+        optimizer: that base optimizer.
+        reconstructed: whether the model is reconstructed before the optimizer gets its parameters.
+        options: arguments of `reconstruct` that differ from the library's defaults.
+    """
+
+    name: str
+    base: str
+    optimizer: Base
+    reconstructed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def prepare(self, model: nn.Module, learning_rate: float) -> tuple[nn.Module, list[Optimizer]]:
+        """Return the model to train and the optimizers that step it.
+
+        Args:
+            model: with its initial weights.
+            learning_rate: of every optimizer.
+
+        Returns:
+            The model, reconstructed if the method says so, and its optimizers.
+        """
+        if self.reconstructed:
+            model = reconstruct(model, **self.options)
+        return model, self.optimizer.make(model, learning_rate)
+
+
+def _sgd(model: nn.Module, learning_rate: float) -> list[Optimizer]:
+    return [SGD(model.parameters(), lr=learning_rate, momentum=0.9)]
+
+
+def _adam(model: nn.Module, learning_rate: float) -> list[Optimizer]:
+    return [Adam(model.parameters(), lr=learning_rate)]
+
+
+def _muon(model: nn.Module, learning_rate: float) -> list[Optimizer]:
+    parameters = list(model.parameters())
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    rest = [parameter for parameter in parameters if parameter.ndim < 2]
+    optimizers: list[Optimizer] = [Muon(matrices, lr=learning_rate)] if matrices else []
+    return optimizers + ([AdamW(rest, lr=learning_rate, weight_decay=0.0)] if rest else [])
+
+
+BASES: dict[str, Base] = {
+    "SGD": Base(_sgd, 0.1, (3e-3, 3.0), "momentum 0.9"),
+    "Adam": Base(_adam, 1e-3, (1e-4, 3e-2), "betas 0.9, 0.999"),
+    "Muon": Base(
+        _muon,
+        3e-3,
+        (3e-4, 1e-1),
+        "momentum 0.95, float32 Newton-Schulz, step size on AdamW's scale; AdamW for vectors; no weight decay",
+    ),
+}
+
+
+def make_method(base: str, *, reconstructed: bool = False, **options: Any) -> Method:
+    """Return the method with the given base optimizer.
+
+    Args:
+        base: a key of `BASES`.
+        reconstructed: train the reconstructed model.
+        **options: arguments for `reconstruct` other than its defaults; only with `reconstructed`.
+
+    Returns:
+        The method, named after the base, e.g. "Adam" or "Adam reconstructed".
+
+    Raises:
+        ValueError: an unknown base, or options for a plain method.
+    """
+    if base not in BASES:
+        raise ValueError(f"base must be one of {sorted(BASES)}; got {base!r}")
+    if options and not reconstructed:
+        raise ValueError(f"options are arguments of reconstruct: pass reconstructed=True or drop {sorted(options)}")
+    name = f"{base} reconstructed" if reconstructed else base
+    return Method(name, base, BASES[base], reconstructed, options)

@@ -1,0 +1,231 @@
+"""Train methods on a task: same initial weights and batches per seed, evaluations outside the clock."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fisherlayers.race.methods import Method
+from fisherlayers.race.results import Point, Race, Run
+from fisherlayers.race.tasks import Examples, Task
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+EVALUATION_CHUNK = 5000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a race stands; given to its callback at every evaluation.
+
+    Attributes:
+        method: the method's name.
+        seed: of the run.
+        run: index of the run, from 0.
+        runs: how many runs the race has.
+        steps: steps of each run.
+        point: the evaluation just made.
+    """
+
+    method: str
+    seed: int
+    run: int
+    runs: int
+    steps: int
+    point: Point
+
+
+def run_race(
+    task: Task,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int | None = None,
+    learning_rates: Mapping[str, float] | None = None,
+    schedule: str = "linear",
+    evaluate_every: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Race:
+    """Train every method with every seed.
+
+    Seeds are the outer loop, so that other load on the machine meets all methods alike.
+
+    Args:
+        task: what to train.
+        methods: with distinct names.
+        seeds: each gives the initial weights and the batches of one run of each method.
+        steps: optimizer steps of a run; the task's own if not given.
+        learning_rates: method name -> learning rate; the base optimizer's usual one for methods not named.
+        schedule: of the learning rate over the steps: "constant", "linear" or "cosine".
+        evaluate_every: steps between evaluations; a hundredth of the run if not given.
+        on_progress: called at every evaluation.
+
+    Returns:
+        All runs.
+
+    Raises:
+        ValueError: no or equal methods, no seeds, or an argument of `train` out of range.
+    """
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"methods must be one or more with distinct names; got {names}")
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one")
+    steps = task.steps if steps is None else steps
+    rates = {method.name: method.optimizer.learning_rate for method in methods} | dict(learning_rates or {})
+    contests = [(seed, method) for seed in seeds for method in methods]
+    runs = []
+    for index, (seed, method) in enumerate(contests):
+        listen = _listener(on_progress, method.name, seed, index, len(contests), steps)
+        runs.append(
+            train(
+                task,
+                method,
+                learning_rate=rates[method.name],
+                seed=seed,
+                steps=steps,
+                schedule=schedule,
+                evaluate_every=evaluate_every,
+                on_point=listen,
+            )
+        )
+    return Race(task.name, task.title, task.metric_name, task.batch_size, steps, schedule, tuple(runs))
+
+
+def _listener(
+    on_progress: Callable[[Progress], None] | None, method: str, seed: int, run: int, runs: int, steps: int
+) -> Callable[[Point], None] | None:
+    if on_progress is None:
+        return None
+    return lambda point: on_progress(Progress(method, seed, run, runs, steps, point))
+
+
+def train(
+    task: Task,
+    method: Method,
+    *,
+    learning_rate: float,
+    seed: int,
+    steps: int,
+    schedule: str = "linear",
+    evaluate_every: int | None = None,
+    on_point: Callable[[Point], None] | None = None,
+) -> Run:
+    """Train one method once; torch's global generator is left as it was.
+
+    Args:
+        task: what to train.
+        method: how to train it.
+        learning_rate: at the first step, more than 0.
+        seed: of the initial weights and of the batches.
+        steps: at least 1.
+        schedule: of the learning rate: "constant", "linear" or "cosine", the last two down to zero.
+        evaluate_every: steps between evaluations; a hundredth of the run, at least 1, if not given.
+        on_point: called with every evaluation.
+
+    Returns:
+        The run. It ends early, as diverged, when a loss is not finite.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if steps < 1 or learning_rate <= 0:
+        raise ValueError(f"expected steps >= 1 and learning_rate > 0; got {steps} and {learning_rate}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {sorted(SCHEDULES)}; got {schedule!r}")
+    every = max(1, steps // 100) if evaluate_every is None else evaluate_every
+    if every < 1:
+        raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, optimizers = method.prepare(task.make_model(), learning_rate)
+        points = _steps(task, model, optimizers, seed, steps, SCHEDULES[schedule], every, on_point)
+    losses = [point.train_loss for point in points]
+    diverged = points[-1].step < steps or not math.isfinite(losses[-1]) or losses[-1] > losses[0]
+    return Run(method.name, method.base, method.reconstructed, seed, learning_rate, diverged, tuple(points))
+
+
+def _steps(
+    task: Task,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    seed: int,
+    steps: int,
+    shape: Callable[[float], float],
+    every: int,
+    on_point: Callable[[Point], None] | None,
+) -> list[Point]:
+    schedulers = [LambdaLR(optimizer, lambda step: shape(step / steps)) for optimizer in optimizers]
+    stopwatch = Stopwatch()
+    points: list[Point] = []
+
+    def evaluate(step: int) -> None:
+        points.append(_evaluate(task, model, step, stopwatch.seconds))
+        if on_point is not None:
+            on_point(points[-1])
+
+    evaluate(0)
+    for step, batch in zip(range(1, steps + 1), task.batches(seed), strict=False):
+        with stopwatch.running():
+            loss = task.loss(model(batch.inputs), batch.targets)
+            if not math.isfinite(loss.item()):
+                break
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+        if step % every == 0 or step == steps:
+            evaluate(step)
+            if not math.isfinite(points[-1].train_loss):
+                break
+    return points
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the wall-clock seconds inside its `running` blocks."""
+
+    seconds: float = field(default=0.0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def _evaluate(task: Task, model: nn.Module, step: int, seconds: float) -> Point:
+    train_loss, _ = _means(task, model, task.evaluated_train())
+    validation_loss, metric = _means(task, model, task.validation)
+    return Point(step, seconds, train_loss, validation_loss, metric)
+
+
+@torch.no_grad()
+def _means(task: Task, model: nn.Module, examples: Examples) -> tuple[float, float]:
+    """Return the mean loss and metric over the examples, in evaluation mode; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    loss = metric = 0.0
+    try:
+        for start in range(0, len(examples.inputs), EVALUATION_CHUNK):
+            targets = examples.targets[start : start + EVALUATION_CHUNK]
+            outputs = model(examples.inputs[start : start + EVALUATION_CHUNK])
+            share = len(targets) / len(examples.targets)
+            loss += share * task.loss(outputs, targets).item()
+            metric += share * task.metric(outputs, targets).item()
+    finally:
+        model.train(training)
+    return loss, metric

@@ -1,0 +1,113 @@
+"""Tune a method's learning rate by random search on the validation loss, with the same budget for every method."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fisherlayers.race.methods import Method
+from fisherlayers.race.results import Run
+from fisherlayers.race.runner import train
+from fisherlayers.race.tasks import Task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried, and the lowest validation loss of its run (None if it diverged)."""
+
+    learning_rate: float
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search of one method.
+
+    Attributes:
+        method: the method's name.
+        seed: of the drawn learning rates and of the runs.
+        trials: in the order of the draw.
+    """
+
+    method: str
+    seed: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate with the lowest validation loss.
+
+        Raises:
+            RuntimeError: every trial diverged.
+        """
+        finished = [
+            (trial.validation_loss, trial.learning_rate) for trial in self.trials if trial.validation_loss is not None
+        ]
+        if not finished:
+            raise RuntimeError(f"all {len(self.trials)} trials of {self.method} diverged: lower its range")
+        return min(finished)[1]
+
+
+def draw_learning_rates(lowest: float, highest: float, *, trials: int, seed: int) -> list[float]:
+    """Draw learning rates at random, one from each of `trials` equal parts of the logarithmic range.
+
+    Args:
+        lowest: of the range, more than 0.
+        highest: of the range, more than `lowest`.
+        trials: how many, at least 1.
+        seed: the same seed gives the same numbers.
+
+    Returns:
+        Ascending learning rates.
+
+    Raises:
+        ValueError: the range or `trials` is not as stated.
+    """
+    if not 0 < lowest < highest or trials < 1:
+        raise ValueError(f"expected 0 < lowest < highest and trials >= 1; got {lowest}, {highest}, {trials}")
+    uniform = torch.rand(trials, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    shares = (torch.arange(trials) + uniform) / trials
+    return [lowest * (highest / lowest) ** share for share in shares.tolist()]
+
+
+def tune(
+    task: Task,
+    method: Method,
+    *,
+    trials: int,
+    seed: int = 1000,
+    steps: int | None = None,
+    schedule: str = "linear",
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Tuning:
+    """Try learning rates and keep the lowest validation loss that each run passes through.
+
+    Plain and reconstructed methods of one base optimizer get the same learning rates.
+
+    Args:
+        task: what to train.
+        method: whose learning rate is searched, over its base optimizer's range.
+        trials: how many learning rates, at least 1.
+        seed: of the draw and of the runs; keep it apart from the race's seeds.
+        steps: of a run; the task's own if not given.
+        schedule: as in `train`.
+        on_trial: called after each trial.
+
+    Returns:
+        The trials.
+    """
+    done: list[Trial] = []
+    for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seed):
+        steps_of_run = task.steps if steps is None else steps
+        run = train(task, method, learning_rate=learning_rate, seed=seed, steps=steps_of_run, schedule=schedule)
+        done.append(Trial(learning_rate, lowest_validation_loss(run)))
+        if on_trial is not None:
+            on_trial(done[-1])
+    return Tuning(method.name, seed, tuple(done))
+
+
+def lowest_validation_loss(run: Run) -> float | None:
+    """Return the lowest validation loss over a run's evaluations, None if the run diverged."""
+    losses = [point.validation_loss for point in run.points if math.isfinite(point.validation_loss)]
+    return None if run.diverged or not losses else min(losses)

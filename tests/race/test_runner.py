@@ -1,0 +1,169 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fisherlayers.race import make_method, run_race, train
+from fisherlayers.race.runner import SCHEDULES, Stopwatch, _means
+from race.small_task import small_task
+
+SGD = make_method("SGD")
+
+
+def losses(run):
+    return [point.train_loss for point in run.points]
+
+
+def test_a_run_is_the_loop_that_one_would_write():
+    task = small_task()
+    run = train(task, SGD, learning_rate=0.1, seed=4, steps=7, schedule="linear", evaluate_every=1)
+
+    torch.manual_seed(4)
+    model = task.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    expected = [task.loss(model(task.train.inputs), task.train.targets).item()]
+    for step, batch in zip(range(7), task.batches(4), strict=False):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 7)
+        optimizer.zero_grad()
+        task.loss(model(batch.inputs), batch.targets).backward()
+        optimizer.step()
+        expected.append(task.loss(model(task.train.inputs), task.train.targets).item())
+    assert losses(run) == pytest.approx(expected, rel=1e-5)
+    assert [point.step for point in run.points] == list(range(8))
+    assert run.final.validation_loss == pytest.approx(
+        task.loss(model(task.validation.inputs), task.validation.targets).item(), rel=1e-5
+    )
+
+
+def test_equal_seeds_give_equal_runs_and_leave_the_global_generator():
+    state = torch.get_rng_state()
+    arguments = {"learning_rate": 0.05, "steps": 20}
+    first, again, other = (train(small_task(), SGD, seed=seed, **arguments) for seed in (0, 0, 1))
+    assert losses(first) == losses(again)
+    assert losses(first) != losses(other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_all_methods_start_from_the_same_weights():
+    methods = [make_method(base, reconstructed=flag) for base in ("SGD", "Adam", "Muon") for flag in (False, True)]
+    race = run_race(small_task(), methods, seeds=[0, 1], steps=2)
+    for seed in (0, 1):
+        starts = [run.points[0].train_loss for run in race.runs if run.seed == seed]
+        assert starts == pytest.approx([starts[0]] * 6, rel=1e-6)
+
+
+def test_seeds_are_the_outer_loop():
+    methods = [SGD, make_method("Adam")]
+    race = run_race(small_task(), methods, seeds=[5, 6], steps=1)
+    assert [(run.seed, run.method) for run in race.runs] == [(5, "SGD"), (5, "Adam"), (6, "SGD"), (6, "Adam")]
+    assert (race.task, race.steps, race.batch_size, race.schedule) == ("small", 1, 8, "linear")
+
+
+def test_learning_rates_are_the_given_ones_or_the_usual_ones():
+    race = run_race(small_task(), [SGD, make_method("Adam")], seeds=[0], steps=1, learning_rates={"Adam": 0.02})
+    assert [run.learning_rate for run in race.runs] == [SGD.optimizer.learning_rate, 0.02]
+
+
+def test_the_last_step_is_always_evaluated():
+    run = train(small_task(), SGD, learning_rate=0.1, seed=0, steps=10, evaluate_every=4)
+    assert [point.step for point in run.points] == [0, 4, 8, 10]
+
+
+def test_a_diverged_run_ends_early_and_says_so():
+    run = train(small_task(), SGD, learning_rate=1e6, seed=0, steps=200)
+    assert run.diverged
+    assert run.final.step < 200
+    assert not train(small_task(), SGD, learning_rate=0.05, seed=0, steps=20).diverged
+
+
+def test_a_run_that_ends_above_its_start_diverged():
+    run = train(small_task(), SGD, learning_rate=2.0, seed=0, steps=6, evaluate_every=1)
+    assert math.isfinite(run.final.train_loss)
+    assert run.diverged
+
+
+class Clock:
+    """Stands for the module `time`: only what moves it takes time."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_evaluation_is_outside_the_clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("fisherlayers.race.runner.time", clock)
+
+    class Slow(nn.Linear):
+        def forward(self, x):
+            clock.now += 2 if self.training else 1000
+            return super().forward(x)
+
+    run = train(small_task(make_model=lambda: Slow(5, 2)), SGD, learning_rate=0.1, seed=0, steps=4, evaluate_every=2)
+    assert [point.seconds for point in run.points] == [0, 4, 8]
+
+
+def test_the_stopwatch_adds_up_its_blocks(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("fisherlayers.race.runner.time", clock)
+    stopwatch = Stopwatch()
+    for _ in range(2):
+        with stopwatch.running():
+            clock.now += 3
+        clock.now += 50
+    assert stopwatch.seconds == 6
+
+
+def test_evaluation_in_chunks_is_the_mean_over_all_and_restores_the_mode(monkeypatch):
+    monkeypatch.setattr("fisherlayers.race.runner.EVALUATION_CHUNK", 7)
+    task = small_task()
+    model = task.make_model().train()
+    loss, metric = _means(task, model, task.train)
+    with torch.no_grad():
+        outputs = model(task.train.inputs)
+    assert loss == pytest.approx(task.loss(outputs, task.train.targets).item(), rel=1e-5)
+    assert metric == pytest.approx(task.metric(outputs, task.train.targets).item(), rel=1e-5)
+    assert model.training
+
+
+def test_progress_tells_where_the_race_stands():
+    seen = []
+    race = run_race(small_task(), [SGD], seeds=[0, 1], steps=4, evaluate_every=2, on_progress=seen.append)
+    assert [(note.run, note.runs, note.seed, note.point.step) for note in seen] == [
+        (run, 2, run, step) for run in (0, 1) for step in (0, 2, 4)
+    ]
+    assert [note.point for note in seen] == [point for run in race.runs for point in run.points]
+
+
+def test_schedules_begin_at_one_and_fall_to_zero():
+    assert [shape(0.0) for shape in SCHEDULES.values()] == [1, 1, 1]
+    assert [shape(1.0) for shape in SCHEDULES.values()] == pytest.approx([1, 0, 0])
+    assert SCHEDULES["linear"](0.25) == 0.75
+    assert SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps >= 1"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"schedule": "stairs"}, "schedule must be one of"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(small_task(), SGD, **{"learning_rate": 0.1, "seed": 0, "steps": 2, **changes})
+
+
+def test_a_race_needs_distinct_methods_and_a_seed():
+    with pytest.raises(ValueError, match="distinct names"):
+        run_race(small_task(), [SGD, replace(SGD)])
+    with pytest.raises(ValueError, match="distinct names"):
+        run_race(small_task(), [])
+    with pytest.raises(ValueError, match="seeds is empty"):
+        run_race(small_task(), [SGD], seeds=[])

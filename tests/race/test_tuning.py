@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from fisherlayers.race import Point, Run, Trial, Tuning, draw_learning_rates, make_method, train, tune
+from fisherlayers.race.tuning import lowest_validation_loss
+from race.small_task import small_task
+
+
+def test_one_learning_rate_falls_into_each_part_of_the_logarithmic_range():
+    rates = draw_learning_rates(1e-4, 1.0, trials=4, seed=0)
+    assert [math.floor(math.log10(rate)) for rate in rates] == [-4, -3, -2, -1]
+    assert rates == draw_learning_rates(1e-4, 1.0, trials=4, seed=0)
+    assert rates != draw_learning_rates(1e-4, 1.0, trials=4, seed=1)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 1.0, 3), (1.0, 1.0, 3), (0.1, 1.0, 0)])
+def test_a_bad_range_is_refused(arguments):
+    with pytest.raises(ValueError, match="0 < lowest < highest and trials >= 1"):
+        draw_learning_rates(*arguments[:2], trials=arguments[2], seed=0)
+
+
+def test_tuning_tries_the_same_rates_for_plain_and_reconstructed():
+    seen = []
+    tunings = [
+        tune(small_task(), make_method("Adam", reconstructed=flag), trials=3, steps=5, on_trial=seen.append)
+        for flag in (False, True)
+    ]
+    rates = [[trial.learning_rate for trial in tuning.trials] for tuning in tunings]
+    assert rates[0] == rates[1] == draw_learning_rates(1e-4, 3e-2, trials=3, seed=1000)
+    assert seen == [*tunings[0].trials, *tunings[1].trials]
+
+
+def test_a_trial_is_a_run_and_its_lowest_validation_loss():
+    method = make_method("SGD")
+    tuning = tune(small_task(), method, trials=2, seed=7, steps=5)
+    for trial in tuning.trials:
+        run = train(small_task(), method, learning_rate=trial.learning_rate, seed=7, steps=5)
+        assert trial.validation_loss == lowest_validation_loss(run)
+
+
+def test_the_best_learning_rate_has_the_lowest_validation_loss():
+    trials = (Trial(0.1, 0.5), Trial(1.0, 0.2), Trial(10.0, None))
+    assert Tuning("SGD", 0, trials).learning_rate == 1.0
+    with pytest.raises(RuntimeError, match="all 1 trials of SGD diverged"):
+        _ = Tuning("SGD", 0, trials[2:]).learning_rate
+
+
+def test_the_lowest_validation_loss_of_a_run():
+    def run(losses, *, diverged=False):
+        points = tuple(Point(i, 0.0, 1.0, loss, 0.0) for i, loss in enumerate(losses))
+        return Run("SGD", "SGD", False, 0, 0.1, diverged, points)
+
+    assert lowest_validation_loss(run([2.0, 0.5, 0.7])) == 0.5
+    assert lowest_validation_loss(run([2.0, 0.5, math.nan], diverged=True)) is None
