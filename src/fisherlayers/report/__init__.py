@@ -1,0 +1,14 @@
+"""Self-contained HTML reports: one file, no script, nothing loaded from elsewhere."""
+
+try:
+    import jinja2 as _jinja2  # noqa: F401
+    import matplotlib as _matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"reports need Matplotlib and Jinja2 ({error}): python -m pip install 'fisherlayers[report]'"
+    ) from error
+
+from fisherlayers.report.document import Picture, Section, Table, render, write_report
+from fisherlayers.report.figures import Curve, bars, curves, image_grid
+
+__all__ = ["Curve", "Picture", "Section", "Table", "bars", "curves", "image_grid", "render", "write_report"]
