@@ -1,0 +1,273 @@
+"""A layer's local Fisher layer: its state, and the parametrizations of weight and bias that read it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fisherlayers.information import DenseInformation
+from fisherlayers.layer import Root, identity_root
+from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.inputs import Layer, group_count, input_rows, row_size, to_rows
+from fisherlayers.natural_gradient.roots import input_coordinates
+
+__all__ = ["FisherBias", "FisherWeight", "Settings", "attach", "detach", "fisher_of", "originals"]
+
+
+class Settings(NamedTuple):
+    """How a local Fisher layer follows its input; see ``reconstruct``."""
+
+    damping: float
+    decay: float
+    refresh_every: int
+    statistics_every: int
+    rank: int | None
+    scale: str
+    max_rows: int = 4096
+
+
+class FisherWeight(nn.Module):
+    """The parametrization W = W' S of a weight, with the information of the layer's input.
+
+    The scores are s = [x - origin; 1] for inputs x, where the origin is the mean of the first batch: it keeps the
+    covariance accurate in float32 when the mean is large.
+
+    Args:
+        layer: The layer whose weight it will be.
+        settings: How to follow the input.
+    """
+
+    origin: Tensor
+    mean: Tensor
+    shift: Tensor
+    root: Root
+
+    def __init__(self, layer: Layer, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.groups = group_count(layer)
+        weight = layer.weight
+        size = row_size(weight)
+        batch_shape = () if self.groups == 1 else (self.groups,)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        like: dict[str, Any] = {"device": weight.device, "dtype": dtype}
+        self.information = DenseInformation(size + 1, decay=settings.decay, batch_shape=batch_shape, **like)
+        rank = settings.rank
+        self.root = identity_root(DenseInformation(size, batch_shape=batch_shape, **like), rank=rank)
+        self.register_buffer("origin", torch.zeros(*batch_shape, size, **like))
+        self.register_buffer("mean", torch.zeros(*batch_shape, size, **like))
+        self.register_buffer("shift", torch.zeros(*batch_shape, size, **like))  # mean S: b = d - W' shift
+        self.steps = 0
+        self.observed_at = -1
+        self.refreshed_at = -1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return W = W' S.
+
+        Args:
+            weight: W', (out, ...).
+
+        Returns:
+            W, of the same shape and dtype.
+        """
+        rows = to_rows(weight, self.groups).to(self.mean.dtype)
+        return self.root.multiply(rows).reshape(weight.shape).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return W' = W S^(-1).
+
+        Args:
+            weight: W, (out, ...).
+
+        Returns:
+            W', of the same shape and dtype.
+        """
+        rows = to_rows(weight, self.groups).to(self.mean.dtype)
+        return self.root.solve(rows).reshape(weight.shape).to(weight.dtype)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Root and mean in use."""
+        return Coordinates(self.root, self.mean)
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether a forward pass now is to be observed: a new step's turn, or a further chunk of the same step."""
+        since = self.steps - self.observed_at
+        return self.observed_at < 0 or since == 0 or since >= self.settings.statistics_every
+
+    @property
+    def refresh_due(self) -> bool:
+        """Whether there is news since the last refresh, and it is long enough ago."""
+        since = self.steps - self.refreshed_at
+        return self.observed_at > self.refreshed_at and (self.refreshed_at < 0 or since >= self.settings.refresh_every)
+
+    @torch.no_grad()
+    def observe(self, layer: Layer, inputs: Tensor) -> None:
+        """Feed the information with a batch; one that is not finite is passed over.
+
+        Args:
+            layer: The layer that will see the batch.
+            inputs: What its forward is called with.
+        """
+        with torch.autocast(inputs.device.type, enabled=False):
+            rows = input_rows(layer, inputs.detach(), self.settings.max_rows).to(self.mean.dtype)
+            if rows.shape[-2] == 0 or not bool(torch.isfinite(rows.sum())):
+                return
+            if self.observed_at < 0:
+                self.origin.copy_(rows.mean(-2))
+            scores = torch.nn.functional.pad(rows - self.origin.unsqueeze(-2), (0, 1), value=1.0)
+            self.information.update(scores, new_step=self.observed_at != self.steps)
+        self.observed_at = self.steps
+
+    def refreshed(self, *, centred: bool) -> Coordinates | None:
+        """Return the coordinates that the information asks for.
+
+        Args:
+            centred: Whether the layer trains a bias.
+
+        Returns:
+            New coordinates, or None if the input never varied.
+        """
+        return input_coordinates(
+            self.information.value(),
+            self.origin,
+            centred=centred,
+            damping=self.settings.damping,
+            scale=self.settings.scale,
+            previous=self.root,
+        )
+
+    def enter(self, coordinates: Coordinates) -> None:
+        """Use new coordinates from now on; whoever calls this re-expresses W' and d.
+
+        Args:
+            coordinates: Root, of the structure of the one in use, and mean.
+        """
+        for mine, new in zip(self.root.buffers(), coordinates.root.buffers(), strict=True):
+            mine.copy_(new)
+        self.mean.copy_(coordinates.mean)
+        self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the counters for ``state_dict``.
+
+        Returns:
+            Steps, step of the last observation, step of the last refresh.
+        """
+        return torch.tensor([self.steps, self.observed_at, self.refreshed_at])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the counters from a ``state_dict``.
+
+        Args:
+            state: As ``get_extra_state`` returned it.
+        """
+        self.steps, self.observed_at, self.refreshed_at = state.tolist()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # model.half() or .bfloat16() must not round the information and the root: there is no bf16 root.
+        kept = [buffer.clone() for buffer in self.buffers()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers(), kept, strict=True):
+                if buffer.dtype in (torch.float16, torch.bfloat16):
+                    buffer.data = before.to(buffer.device)
+        return self
+
+
+class FisherBias(nn.Module):
+    """The parametrization b = d - W' S μ of the bias next to a ``FisherWeight``.
+
+    Args:
+        layer: The layer whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
+            ``deepcopy`` find the tensor that is in place.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple: not a submodule of its own parametrization
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """Return b.
+
+        Args:
+            bias: d, (out,).
+
+        Returns:
+            b, of the same shape and dtype.
+        """
+        return (bias - self._offset()).to(bias.dtype)
+
+    def right_inverse(self, bias: Tensor) -> Tensor:
+        """Return d.
+
+        Args:
+            bias: b, (out,).
+
+        Returns:
+            d, of the same shape and dtype.
+        """
+        return (bias + self._offset()).to(bias.dtype)
+
+    def _offset(self) -> Tensor:
+        weights: Any = cast("nn.ModuleDict", self._layer[0].parametrizations)["weight"]
+        fisher: FisherWeight = weights[0]
+        rows = to_rows(weights.original, fisher.groups)
+        return (rows @ fisher.shift.to(rows.dtype).unsqueeze(-1)).flatten()
+
+
+def attach(layer: Layer, settings: Settings) -> None:
+    """Parametrize a layer's weight and bias; values stay.
+
+    Args:
+        layer: A linear layer or a convolution.
+        settings: How its local Fisher layer follows the input.
+    """
+    parametrize.register_parametrization(layer, "weight", FisherWeight(layer, settings), unsafe=True)
+    if layer.bias is not None:
+        parametrize.register_parametrization(layer, "bias", FisherBias(layer), unsafe=True)
+
+
+def detach(layer: nn.Module) -> None:
+    """Make weight and bias plain again, as they are.
+
+    Args:
+        layer: A reconstructed layer.
+    """
+    if originals(layer)[1] is not None:
+        parametrize.remove_parametrizations(layer, "bias", leave_parametrized=True)
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    layer._parameters["bias"] = layer._parameters.pop("bias")  # behind the weight, as it was
+
+
+def fisher_of(module: nn.Module) -> FisherWeight | None:
+    """Return the local Fisher layer of a module.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Its ``FisherWeight``, or None if it is not a reconstructed layer.
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    parametrizations = cast("nn.ModuleDict", module.parametrizations)["weight"]
+    first = cast("nn.ModuleList", parametrizations)[0]
+    return first if isinstance(first, FisherWeight) else None
+
+
+def originals(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the parameters of a reconstructed layer.
+
+    Args:
+        layer: A reconstructed layer.
+
+    Returns:
+        W' and d; d is None if there is no bias.
+    """
+    parametrizations = cast("nn.ModuleDict", layer.parametrizations)
+    bias = parametrizations["bias"].original if "bias" in parametrizations else None
+    return cast("Tensor", parametrizations["weight"].original), cast("Tensor | None", bias)
