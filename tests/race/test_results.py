@@ -4,9 +4,7 @@ import math
 import pytest
 
 from fisherlayers.race import (
-    Point,
     Race,
-    Run,
     compare,
     compare_pairs,
     race_from_json,
@@ -14,12 +12,7 @@ from fisherlayers.race import (
     seconds_to,
     steps_to,
 )
-
-
-def run(losses, *, every=10, second=0.5, seed=0, base="SGD", reconstructed=False, diverged=False):
-    points = tuple(Point(every * i, second * i, loss, loss + 1, 50.0) for i, loss in enumerate(losses))
-    name = f"{base} reconstructed" if reconstructed else base
-    return Run(name, base, reconstructed, seed, 0.1, diverged, points)
+from race.hand_made import run
 
 
 def test_the_target_is_reached_at_the_first_evaluation_at_or_below_it():

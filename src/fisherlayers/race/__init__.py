@@ -15,6 +15,7 @@ from fisherlayers.race.results import (
     steps_to,
 )
 from fisherlayers.race.runner import Progress, run_race, train
+from fisherlayers.race.summary import Summary, summarize
 from fisherlayers.race.tasks import TASKS, Examples, Task, load_task
 from fisherlayers.race.tuning import Trial, Tuning, draw_learning_rates, tune
 
@@ -29,6 +30,7 @@ __all__ = [
     "Progress",
     "Race",
     "Run",
+    "Summary",
     "Task",
     "Trial",
     "Tuning",
@@ -43,6 +45,7 @@ __all__ = [
     "run_race",
     "seconds_to",
     "steps_to",
+    "summarize",
     "train",
     "tune",
 ]

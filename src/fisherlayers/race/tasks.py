@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fisherlayers.data import load_digits, load_fashion_mnist
 
 
 class Examples(NamedTuple):
@@ -90,15 +90,12 @@ def multilayer_perceptron(widths: list[int]) -> nn.Sequential:
 
 def digits() -> Task:
     """Return scikit-learn's 8 x 8 digits, 1,437 to train on and 360 to validate, with an MLP 64-128-128-128-10."""
-    bunch = load_digits()
-    inputs = torch.from_numpy(bunch.data / 16).float()
-    targets = torch.from_numpy(bunch.target)
-    train, validation = train_test_split(range(len(targets)), test_size=0.2, random_state=0, stratify=bunch.target)
+    images, labels, held_out_images, held_out_labels, _ = load_digits(test_fraction=0.2)
     return Task(
         name="digits",
         title="digits, MLP 64-128-128-128-10",
-        train=Examples(inputs[train], targets[train]),
-        validation=Examples(inputs[validation], targets[validation]),
+        train=Examples(torch.from_numpy(images), torch.from_numpy(labels)),
+        validation=Examples(torch.from_numpy(held_out_images), torch.from_numpy(held_out_labels)),
         make_model=lambda: multilayer_perceptron([64, 128, 128, 128, 10]),
         loss=functional.cross_entropy,
         metric=accuracy,
@@ -116,9 +113,7 @@ def fashion_mnist() -> Task:
     Returns:
         The task.
     """
-    from fisherlayers.data.fashion_mnist import load_fashion_mnist
-
-    images, labels, _, _ = load_fashion_mnist()
+    images, labels, *_ = load_fashion_mnist()
     inputs, targets = torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     train, validation = order[5000:], order[:5000]

@@ -147,7 +147,7 @@ def image_grid(
     *,
     columns: int = 8,
 ) -> bytes:
-    """Draw images in a grid with the predicted class under each; a wrong one is red, with the right one in brackets.
+    """Draw images in a grid with the predicted class above each; a wrong one is red, with the right one in brackets.
 
     Args:
         images: (height, width) grey or (height, width, 3) RGB each, uint8 or in [0, 1].
