@@ -1,0 +1,206 @@
+"""Fisher vectors: the scores of a mixture, normalised by the inverse square root of their information.
+
+With posteriors gamma_k(x), the score of one descriptor is the exact gradient of log p(x),
+
+    d log p / d mu_k    = gamma_k (x - mu_k) / sigma_k^2
+    d log p / d sigma_k = gamma_k ((x - mu_k)^2 / sigma_k^2 - 1) / sigma_k,
+
+its information is diagonal where components do not overlap, F_mu = w_k / sigma_k^2 and F_sigma = 2 w_k / sigma_k^2, and
+the Fisher vector of an image is F^(-1/2) times the mean score of its descriptors: a Fisher layer. Signs and layout are
+VLFeat's: [all means; all standard deviations], component by component, 2 K D in all (Perronnin, Sanchez and Mensink,
+ECCV 2010; Sanchez et al., IJCV 2013, without the weights' part).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_responsibilities
+from fisherlayers.information import DiagonalInformation
+from fisherlayers.layer import DiagonalRoot
+
+__all__ = [
+    "Assignment",
+    "append_positions",
+    "closed_form_information",
+    "closed_form_root",
+    "empirical_information",
+    "fisher_vectors",
+    "mixture_score",
+]
+
+Assignment = Literal["soft", "hard"]
+
+# Rows a block of posteriors: rows x K floats should stay in the cache.
+_BLOCK = 2048
+
+
+def append_positions(descriptors: Tensor, positions: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Append spatial coordinates as further features, so that the mixture models appearance and place together.
+
+    Args:
+        descriptors: (..., N, D).
+        positions: (N, 2), or as many leading dimensions as the descriptors; (x, y), commonly in [-0.5, 0.5].
+        weight: Factor of the coordinates.
+
+    Returns:
+        (..., N, D + 2).
+
+    Raises:
+        ValueError: If the rows do not correspond.
+    """
+    if positions.shape[-1:] != (2,) or positions.ndim < 2 or positions.shape[-2] != descriptors.shape[-2]:
+        raise ValueError(
+            f"positions must have one row of 2 for each of {descriptors.shape[-2]} descriptors, "
+            f"got {tuple(positions.shape)}"
+        )
+    coordinates = (weight * positions).to(descriptors).expand(*descriptors.shape[:-1], 2)
+    return torch.cat([descriptors, coordinates], dim=-1)
+
+
+def mixture_score(
+    mixture: DiagonalMixture, descriptors: Tensor, *, assignment: Assignment = "soft", threshold: float = 0.0
+) -> Tensor:
+    """Return the mean over N descriptors of the gradient of log p(x) with respect to means and standard deviations.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (..., N, D), N at least 1, in the dtype of the mixture.
+        assignment: ``"soft"`` weighs with the posteriors; ``"hard"`` gives weight 1 to the most probable component.
+        threshold: Posteriors below it count as zero, without renormalising the others; in [0, 1). The exact gradient
+            has 0.
+
+    Returns:
+        (..., 2 K D), [means; standard deviations].
+
+    Raises:
+        ValueError: If shapes do not fit, there is no descriptor, ``assignment`` is unknown or ``threshold`` outside
+            [0, 1).
+    """
+    if descriptors.ndim < 2 or descriptors.shape[-1] != mixture.num_features or descriptors.shape[-2] == 0:
+        raise ValueError(
+            f"descriptors must have shape (..., N, {mixture.num_features}) with N at least 1, "
+            f"got {tuple(descriptors.shape)}"
+        )
+    if assignment not in get_args(Assignment):
+        raise ValueError(f"assignment must be 'soft' or 'hard', got {assignment!r}")
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+    images = descriptors.flatten(0, -3) if descriptors.ndim > 2 else descriptors.unsqueeze(0)
+    center = mixture.weights @ mixture.means
+    blocks = torch.split(images, max(1, _BLOCK // images.shape[1]))
+    moments = torch.cat([_mean_moments(mixture, block, center, assignment, threshold) for block in blocks])
+    mass, first, second = torch.split(moments, [1, mixture.num_features, mixture.num_features], dim=-1)  # (B, K, ...)
+    means = mixture.means - center
+    # sum gamma (x - mu) and sum gamma (x - mu)^2 from the moments about the centre
+    shifted = first - mass * means
+    squared = second - means * (first + shifted)
+    to_means = shifted / mixture.variances
+    to_deviations = (squared / mixture.variances - mass) / mixture.variances.sqrt()
+    scores = torch.cat([to_means.flatten(1), to_deviations.flatten(1)], dim=1)
+    return scores.reshape(*descriptors.shape[:-2], scores.shape[1])
+
+
+def _mean_moments(
+    mixture: DiagonalMixture, images: Tensor, center: Tensor, assignment: Assignment, threshold: float
+) -> Tensor:
+    """Return the means over N of [gamma, gamma x, gamma x^2] about the centre, (B, N, D) -> (B, K, 1 + 2 D)."""
+    total = images.new_zeros(images.shape[0], mixture.num_components, 1 + 2 * mixture.num_features)
+    for rows in torch.split(images, _BLOCK, dim=1):
+        log_posteriors = log_responsibilities(mixture, rows)
+        if assignment == "hard":
+            weights = torch.nn.functional.one_hot(log_posteriors.argmax(dim=-1), mixture.num_components).to(rows)
+        else:
+            weights = torch.nn.functional.threshold(log_posteriors.exp(), threshold, 0.0)
+        centered = rows - center
+        columns = torch.cat([torch.ones_like(rows[..., :1]), centered, centered.square()], dim=-1)
+        total = total + weights.mT @ columns
+    return total / images.shape[1]
+
+
+def closed_form_information(mixture: DiagonalMixture) -> DiagonalInformation:
+    """Return the information of the scores for components that do not overlap: w / sigma^2 and 2 w / sigma^2.
+
+    Overlap only lowers the true information: gamma_k^2 <= gamma_k, so that E[phi^2] <= 1 for every entry of a
+    descriptor's Fisher vector phi.
+
+    Args:
+        mixture: K components over D features.
+
+    Returns:
+        A diagonal of 2 K D entries, in the layout of ``mixture_score``.
+    """
+    means = (mixture.weights.unsqueeze(-1) / mixture.variances).flatten()
+    return DiagonalInformation.from_value(torch.cat([means, 2 * means]).detach())
+
+
+def closed_form_root(mixture: DiagonalMixture) -> DiagonalRoot:
+    """Return F^(-1/2) of the closed form: sigma / sqrt(w) and sigma / sqrt(2 w).
+
+    Args:
+        mixture: K components over D features.
+
+    Returns:
+        A root of 2 K D entries.
+    """
+    return DiagonalRoot(closed_form_information(mixture).value().rsqrt())
+
+
+def empirical_information(
+    mixture: DiagonalMixture, descriptors: Tensor, *, assignment: Assignment = "soft", threshold: float = 0.0
+) -> DiagonalInformation:
+    """Return the diagonal of E[s s^T] measured over descriptors, exact where components overlap.
+
+    Costs N times 2 K D operations: some ten thousand descriptors are enough. For the information of whole images' mean
+    scores, feed ``mixture_score`` of the images to a ``DiagonalInformation``.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (N, D).
+        assignment: As for ``mixture_score``.
+        threshold: As for ``mixture_score``.
+
+    Returns:
+        A diagonal of 2 K D entries; ``fisherlayers.layer.root_of`` gives its root.
+    """
+    information = DiagonalInformation(2 * mixture.means.numel(), device=descriptors.device, dtype=descriptors.dtype)
+    for rows in torch.split(descriptors, max(1, 2**24 // mixture.means.numel())):
+        information.update(mixture_score(mixture, rows.unsqueeze(1), assignment=assignment, threshold=threshold))
+    return information
+
+
+def fisher_vectors(
+    mixture: DiagonalMixture,
+    descriptors: Tensor | Sequence[Tensor],
+    *,
+    assignment: Assignment = "soft",
+    threshold: float = 1e-4,
+    root: DiagonalRoot | None = None,
+) -> Tensor:
+    """Encode images by the normalised mean score of their descriptors: F^(-1/2) s.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (..., N, D), or a sequence of (N_i, D) with one entry an image.
+        assignment: ``"soft"`` weighs with the posteriors; ``"hard"`` gives weight 1 to the most probable component.
+        threshold: Posteriors below it count as zero, without renormalising the others; in [0, 1).
+        root: F^(-1/2); the closed form if None.
+
+    Returns:
+        (..., 2 K D), or (B, 2 K D) for B images: [means; standard deviations], not yet normalised.
+
+    Raises:
+        ValueError: If a sequence is empty.
+    """
+    if root is None:
+        root = closed_form_root(mixture)
+    if isinstance(descriptors, Tensor):
+        return root.multiply(mixture_score(mixture, descriptors, assignment=assignment, threshold=threshold))
+    if not descriptors:
+        raise ValueError("descriptors must hold at least one image, got an empty sequence")
+    scores = [mixture_score(mixture, rows, assignment=assignment, threshold=threshold) for rows in descriptors]
+    return root.multiply(torch.stack(scores))

@@ -1,0 +1,308 @@
+"""Diagonal Gaussian mixtures: p(x) = sum_k w_k N(x; mu_k, diag(sigma_k^2)), their posteriors, and their fit by EM.
+
+All log-densities of a batch are one matrix product, because the exponent is linear in [x^2, x]:
+
+    log w_k N_k(x) = -1/2 sum_d x_d^2 / sigma_kd^2 + sum_d x_d mu_kd / sigma_kd^2 + constant_k.
+
+x is first centred by the mean of the mixture, without which float32 loses the differences between squares.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+__all__ = ["DiagonalMixture", "em_step", "fit_mixture", "log_prob", "log_responsibilities"]
+
+# Rows a chunk: a chunk of posteriors (rows x K) should stay in the cache; the gain is a factor of 1.3.
+_CHUNK = 4096
+# A component with less than this share of its fair mass N / K keeps its mean and variances in an M-step.
+_STARVED = 1e-3
+_SMALL_SAMPLE = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalMixture:
+    """A Gaussian mixture with diagonal covariances.
+
+    Attributes:
+        weights: (K,), positive, summing to one.
+        means: (K, D).
+        variances: (K, D), positive.
+
+    Raises:
+        TypeError: If an entry is no tensor, or they differ in floating type or device.
+        ValueError: If shapes do not fit, an entry is not finite, weights or variances are not positive, or the weights
+            do not sum to one.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __post_init__(self) -> None:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise TypeError(f"{name} must be a floating-point tensor, got {_describe(tensor)}")
+            if (tensor.dtype, tensor.device) != (self.means.dtype, self.means.device):
+                raise TypeError(f"{name} must have dtype and device of means, got {_describe(tensor)}")
+        if self.means.ndim != 2 or self.means.numel() == 0:
+            raise ValueError(f"means must have shape (K, D), both at least 1, got {tuple(self.means.shape)}")
+        for name, shape in (("weights", self.means.shape[:1]), ("variances", self.means.shape)):
+            if tensors[name].shape != shape:
+                raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensors[name].shape)}")
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} must be finite, found NaN or infinity")
+            if name != "means" and not bool((tensor > 0).all()):
+                raise ValueError(f"{name} must be positive, got a smallest entry of {float(tensor.min()):.3g}")
+        total = float(self.weights.double().sum())
+        if abs(total - 1.0) > 1e-3:
+            raise ValueError(f"weights must sum to one, got {total:.6g}")
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.means.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    def to(self, *args: Any, **kwargs: Any) -> DiagonalMixture:
+        """Return the mixture on another device or in another dtype.
+
+        Args:
+            *args: As for `torch.Tensor.to`.
+            **kwargs: As for `torch.Tensor.to`.
+
+        Returns:
+            A new mixture.
+        """
+        return DiagonalMixture(*(getattr(self, field.name).to(*args, **kwargs) for field in fields(self)))
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _log_joint(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
+    """Return log w_k N_k(x), (..., D) -> (..., K).
+
+    Raises:
+        ValueError: If the number of features differs.
+    """
+    if descriptors.ndim == 0 or descriptors.shape[-1] != mixture.num_features:
+        raise ValueError(
+            f"descriptors must have {mixture.num_features} features, as the mixture; got {tuple(descriptors.shape)}"
+        )
+    center = mixture.weights @ mixture.means
+    means = mixture.means - center
+    precisions = mixture.variances.reciprocal()
+    constants = mixture.weights.log() - 0.5 * (
+        (means.square() * precisions - precisions.log()).sum(-1) + mixture.num_features * math.log(2 * math.pi)
+    )
+    centered = descriptors - center
+    factors = torch.cat([-0.5 * precisions, means * precisions], dim=-1)  # (K, 2 D)
+    return torch.nn.functional.linear(torch.cat([centered.square(), centered], dim=-1), factors, constants)
+
+
+def log_prob(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
+    """Return log p(x).
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (..., D), in the dtype of the mixture.
+
+    Returns:
+        (...).
+    """
+    return _log_joint(mixture, descriptors).logsumexp(dim=-1)
+
+
+def log_responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
+    """Return log gamma_k(x) = log w_k N_k(x) - log p(x), the log-posterior of every component.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (..., D), in the dtype of the mixture.
+
+    Returns:
+        (..., K); the exponentials sum to one.
+    """
+    return _log_joint(mixture, descriptors).log_softmax(dim=-1)
+
+
+def em_step(
+    mixture: DiagonalMixture,
+    descriptors: Tensor,
+    *,
+    variance_floor: Tensor | float = 1e-6,
+    min_weight: float = 1e-6,
+    chunk: int = _CHUNK,
+) -> tuple[DiagonalMixture, float]:
+    """Take one step of expectation maximisation.
+
+    The variance floor is part of the model: the floored M-step is the exact maximum under the constraint, so that EM
+    still never lowers the likelihood. A starved component (less than a thousandth of N / K descriptors) keeps its mean
+    and variances, which is a partial M-step and cannot lower it either.
+
+    Args:
+        mixture: Where to start.
+        descriptors: (N, D), finite, in the dtype of the mixture.
+        variance_floor: Smallest variance, positive; (D,) or one number.
+        min_weight: Smallest weight before the weights are scaled to sum to one; positive.
+        chunk: Rows a matrix product; sums over chunks are kept in float64.
+
+    Returns:
+        The next mixture, and the mean log-likelihood of the descriptors under the one *given*.
+    """
+    center = mixture.weights @ mixture.means
+    moments = center.new_zeros(mixture.num_components, 1 + 2 * mixture.num_features, dtype=torch.float64)
+    log_likelihood = 0.0
+    with torch.no_grad():
+        for rows in torch.split(descriptors, chunk):
+            log_joint = _log_joint(mixture, rows)
+            log_density = log_joint.logsumexp(dim=-1)
+            moments += _moments((log_joint - log_density.unsqueeze(-1)).exp_(), rows - center)
+            log_likelihood += float(log_density.double().sum())
+        following = _maximize(moments, mixture, center, torch.as_tensor(variance_floor), min_weight)
+    return following, log_likelihood / len(descriptors)
+
+
+def _moments(responsibilities: Tensor, centered: Tensor) -> Tensor:
+    """Return [sum_n gamma, sum_n gamma x, sum_n gamma x^2], (N, K) and (N, D) -> (K, 1 + 2 D)."""
+    return responsibilities.mT @ torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
+
+
+def _maximize(
+    moments: Tensor, previous: DiagonalMixture, center: Tensor, variance_floor: Tensor, min_weight: float
+) -> DiagonalMixture:
+    mass, first, second = torch.split(moments, [1, previous.num_features, previous.num_features], dim=-1)
+    total = mass.sum()
+    weights = (mass[:, 0] / total).clamp_min(min_weight)
+    keep = mass < _STARVED * total / len(weights)
+    mass = torch.where(keep, 1.0, mass)
+    means = first / mass
+    variances = torch.maximum(second / mass - means.square(), variance_floor.to(means))
+    return DiagonalMixture(
+        (weights / weights.sum()).to(previous.weights),
+        torch.where(keep, previous.means, (means + center).to(previous.means)),
+        torch.where(keep, previous.variances, variances.to(previous.variances)),
+    )
+
+
+def fit_mixture(
+    descriptors: Tensor,
+    num_components: int,
+    *,
+    seed: int = 0,
+    max_iterations: int = 50,
+    tolerance: float = 1e-4,
+    variance_floor: float = 0.01,
+    min_weight: float = 1e-6,
+    start: DiagonalMixture | None = None,
+    chunk: int = _CHUNK,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> DiagonalMixture:
+    """Fit a diagonal mixture by expectation maximisation from a k-means start.
+
+    Args:
+        descriptors: (N, D), N at least K, finite. Half precision is raised to float32.
+        num_components: K.
+        seed: Of the k-means start; the fit is a function of data and seed.
+        max_iterations: Of EM, at least 0; 0 gives the k-means start.
+        tolerance: EM stops when the mean log-likelihood gains less than this share of its magnitude.
+        variance_floor: Smallest variance, as a share of each feature's variance over all descriptors; in (0, 1]. A
+            constant feature takes a thousandth of the mean variance for its own.
+        min_weight: Smallest weight of a component, in (0, 1 / K]; keeps F^(-1/2) finite.
+        start: Mixture to start EM from instead of k-means.
+        chunk: Rows a matrix product.
+        progress: Called after each iteration with (iteration, ``max_iterations``, mean log-likelihood before it).
+
+    Returns:
+        The mixture, in the dtype and on the device of the descriptors.
+
+    Raises:
+        ValueError: If an argument lies outside its range, there are fewer descriptors than components, all are equal,
+            or one is not finite.
+    """
+    if not isinstance(descriptors, Tensor) or not descriptors.is_floating_point() or descriptors.ndim != 2:
+        raise ValueError(f"descriptors must be a floating-point tensor of shape (N, D), got {_shape(descriptors)}")
+    if not 1 <= num_components <= len(descriptors):
+        raise ValueError(
+            f"num_components must lie between 1 and the {len(descriptors)} descriptors, got {num_components}: "
+            "give more descriptors or ask for fewer components"
+        )
+    if not 0 < variance_floor <= 1:
+        raise ValueError(f"variance_floor must lie in (0, 1], got {variance_floor}")
+    if not 0 < min_weight <= 1 / num_components:
+        raise ValueError(f"min_weight must lie in (0, 1 / num_components], got {min_weight}")
+    if max_iterations < 0:
+        raise ValueError(f"max_iterations must be at least 0, got {max_iterations}")
+    if start is not None and start.means.shape != (num_components, descriptors.shape[1]):
+        expected = (num_components, descriptors.shape[1])
+        raise ValueError(f"start must have means of shape {expected}, got {tuple(start.means.shape)}")
+    if descriptors.dtype in {torch.float16, torch.bfloat16}:
+        descriptors = descriptors.float()
+    finite = torch.isfinite(descriptors).all(dim=-1)
+    if not bool(finite.all()):
+        raise ValueError(f"descriptors must be finite, found NaN or infinity in {int((~finite).sum())} rows")
+    variances, _ = torch.var_mean(descriptors.double(), dim=0, correction=0)
+    if float(variances.max()) <= 0:
+        raise ValueError("descriptors must differ from each other, all rows are equal")
+    floor = variance_floor * variances.clamp_min(1e-3 * float(variances.mean()))
+
+    mixture = start.to(descriptors) if start else _k_means_start(descriptors, num_components, seed, floor, min_weight)
+    previous = -math.inf
+    for iteration in range(1, max_iterations + 1):
+        mixture, log_likelihood = em_step(
+            mixture, descriptors, variance_floor=floor, min_weight=min_weight, chunk=chunk
+        )
+        if progress is not None:
+            progress(iteration, max_iterations, log_likelihood)
+        if log_likelihood - previous < tolerance * abs(log_likelihood):
+            break
+        previous = log_likelihood
+    return mixture
+
+
+def _shape(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _k_means_start(
+    descriptors: Tensor, num_components: int, seed: int, variance_floor: Tensor, min_weight: float
+) -> DiagonalMixture:
+    # An empty cluster becomes a component at the cluster's centre with the variances of all the data.
+    estimator: KMeans | MiniBatchKMeans
+    if len(descriptors) <= _SMALL_SAMPLE:
+        estimator = KMeans(num_components, n_init=1, max_iter=50, random_state=seed)
+    else:
+        estimator = MiniBatchKMeans(
+            num_components, n_init=1, batch_size=_CHUNK, init_size=3 * max(num_components, _CHUNK), random_state=seed
+        )
+    with warnings.catch_warnings():
+        # Fewer distinct descriptors than components: the empty clusters are dealt with below.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = torch.from_numpy(estimator.fit_predict(descriptors.cpu().numpy())).to(descriptors.device).long()
+    variances, center = torch.var_mean(descriptors.double(), dim=0, correction=0)
+    previous = DiagonalMixture(
+        descriptors.new_full((num_components,), 1 / num_components),
+        torch.from_numpy(estimator.cluster_centers_).to(descriptors),
+        torch.maximum(variances, variance_floor).expand(num_components, -1).to(descriptors).contiguous(),
+    )
+    centered = descriptors.double() - center
+    rows = torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
+    moments = rows.new_zeros(num_components, rows.shape[1]).index_add_(0, labels, rows)
+    return _maximize(moments, previous, center, variance_floor, min_weight)
