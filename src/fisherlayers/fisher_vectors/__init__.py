@@ -1,0 +1,1 @@
+"""Fisher vectors: from images to descriptors, encodings, layers and classifiers."""
