@@ -1,5 +1,6 @@
 """Reading one image file: whatever it holds becomes 8-bit grey or RGB, or an error that names the file."""
 
+import os
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -33,7 +34,7 @@ class ImageReadError(ValueError):
     """An image file that cannot be used. The message names the file and the cause."""
 
 
-def read_image(path: str | Path) -> Pixels:
+def read_image(path: str | os.PathLike[str]) -> Pixels:
     """Read an image file as 8-bit grey or RGB.
 
     The EXIF orientation is applied, palettes are looked up, transparency is laid over white, 16-bit and
