@@ -1,0 +1,182 @@
+"""The semi-local Fisher layer (Simonyan, Vedaldi and Zisserman, NIPS 2013).
+
+Descriptors on a grid are encoded over small overlapping windows, projected to h dimensions, stacked with their
+neighbours and normalised: a new grid of descriptors, one level above the old.
+
+With hard assignment a window's Fisher vector is the mean of the vectors phi(x_p) of its descriptors, so that
+
+    W FV(window) = 1/|window| sum_p c(x_p),        c(x) = W phi(x)
+                 = W_u (x - mu_k) / (sigma_k sqrt(pi_k)) + W_v (((x - mu_k) / sigma_k)^2 - 1) / sqrt(2 pi_k),
+
+k the most probable component of x. Each descriptor is projected once, at a cost of 2 D h, and a window is a box
+filter. Nothing may normalise the window's Fisher vector before W: it would not commute with the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_responsibilities
+from fisherlayers.fisher_vectors.normalization import l2_normalize
+
+__all__ = ["SemiLocalPooling", "box_mean", "project_descriptors", "stack_neighbours"]
+
+
+def project_descriptors(mixture: DiagonalMixture, descriptors: Tensor, projection: Tensor) -> Tensor:
+    """Project the hard-assignment Fisher vector of every single descriptor: c(x) = W phi(x).
+
+    Args:
+        mixture: K components over D dimensions.
+        descriptors: (..., D).
+        projection: W, (h, 2 K D), its columns in the layout of `fisher_vectors`.
+
+    Returns:
+        (..., h).
+
+    Raises:
+        ValueError: If the sizes of mixture, descriptors and projection do not fit.
+    """
+    components, features = mixture.means.shape
+    if descriptors.shape[-1] != features or projection.shape[-1] != 2 * components * features:
+        raise ValueError(
+            f"descriptors must have {features} features and projection 2 * {components} * {features} columns, as the "
+            f"mixture; got descriptors {tuple(descriptors.shape)} and projection {tuple(projection.shape)}"
+        )
+    outputs = projection.shape[0]
+    # Rows [u; v] of one component side by side: (K, 2, D, h), scaled by 1/sqrt(pi) and 1/sqrt(2 pi).
+    blocks = projection.reshape(outputs, 2, components, features).permute(2, 1, 3, 0)
+    scale = torch.stack([mixture.weights, 2 * mixture.weights], dim=1).rsqrt()
+    blocks = blocks * scale[:, :, None, None]
+    constants = -blocks[:, 1].sum(dim=1)
+    deviations = mixture.variances.sqrt()
+
+    rows = descriptors.reshape(-1, features)
+    winner = log_responsibilities(mixture, rows).argmax(dim=-1)
+    order = winner.argsort(stable=True)
+    ends = torch.bincount(winner, minlength=components).cumsum(0).tolist()
+    rows = rows[order]
+    projected = rows.new_empty(len(rows), outputs)
+    start = 0
+    for k, end in enumerate(ends):
+        if end > start:
+            standard = (rows[start:end] - mixture.means[k]) / deviations[k]
+            projected[start:end] = standard @ blocks[k, 0] + standard.square() @ blocks[k, 1] + constants[k]
+        start = end
+    result = torch.empty_like(projected)
+    result[order] = projected
+    return result.reshape(*descriptors.shape[:-1], outputs)
+
+
+def box_mean(values: Tensor, size: int, stride: int = 1) -> Tensor:
+    """Mean over every square window that lies wholly on the grid.
+
+    Args:
+        values: (B, rows, columns, h).
+        size: Side of the window, in grid positions.
+        stride: Step between windows, in grid positions.
+
+    Returns:
+        (B, rows', columns', h) with rows' = (rows - size) // stride + 1; none where the window is larger than the grid.
+
+    Raises:
+        ValueError: If ``size`` or ``stride`` is below 1, or ``values`` is not 4-dimensional.
+    """
+    if size < 1 or stride < 1:
+        raise ValueError(f"size and stride must be at least 1 grid position, got {size} and {stride}")
+    if values.ndim != 4:
+        raise ValueError(f"values must have shape (B, rows, columns, h), got {tuple(values.shape)}")
+    batch, rows, columns, features = values.shape
+    if batch == 0 or min(rows, columns) < size:
+        return values.new_empty(
+            batch, max(0, (rows - size) // stride + 1), max(0, (columns - size) // stride + 1), features
+        )
+    # The box is separable: size + size additions a position instead of size * size.
+    maps = values.permute(0, 3, 1, 2)
+    maps = avg_pool2d(avg_pool2d(maps, (size, 1), (stride, 1)), (1, size), (1, stride))
+    return maps.permute(0, 2, 3, 1)
+
+
+def stack_neighbours(values: Tensor, offset: int = 1) -> Tensor:
+    """Concatenate the vectors at the corners of every 2 x 2 square of positions.
+
+    Args:
+        values: (B, rows, columns, h).
+        offset: Side of the square, in positions of this grid.
+
+    Returns:
+        (B, rows - offset, columns - offset, 4 h): top left, top right, bottom left, bottom right.
+
+    Raises:
+        ValueError: If ``offset`` is below 1.
+    """
+    if offset < 1:
+        raise ValueError(f"offset must be at least 1 position, got {offset}")
+    rows, columns = values.shape[1] - offset, values.shape[2] - offset
+    if min(rows, columns) <= 0:
+        return values.new_empty(values.shape[0], max(0, rows), max(0, columns), 4 * values.shape[3])
+    top, bottom = values[:, :rows], values[:, offset:]
+    corners = [top[:, :, :columns], top[:, :, offset:], bottom[:, :, :columns], bottom[:, :, offset:]]
+    return torch.cat(corners, dim=-1)
+
+
+@dataclass(frozen=True)
+class SemiLocalPooling:
+    """Settings of the layer; called, it maps grids of descriptors to grids of stacked, normalised windows.
+
+    Attributes:
+        windows: Sides q of the windows, in grid positions; each gives a grid of its own.
+        stride: Step delta between windows, in grid positions.
+        stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window: 0 takes adjacent windows
+            (the paper's), 1 disjoint ones (as SIFT's cells).
+    """
+
+    windows: tuple[int, ...] = (5,)
+    stride: int = 1
+    stack_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no meaning.
+
+        Raises:
+            ValueError: If a window or the stride is below 1, there is no window, or the offset is negative.
+        """
+        if not self.windows or min(self.windows) < 1:
+            raise ValueError(f"windows must name at least one side of 1 or more grid positions, got {self.windows}")
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1 grid position, got {self.stride}")
+        if self.stack_offset < 0:
+            raise ValueError(
+                f"stack_offset must be 0 (adjacent windows) or a positive fraction, got {self.stack_offset}"
+            )
+
+    def __call__(
+        self, grids: Sequence[DescriptorGrid], mixture: DiagonalMixture, projection: Tensor
+    ) -> list[DescriptorGrid]:
+        """Pool, project, stack and L2-normalise.
+
+        Args:
+            grids: The layer's input, one grid a scale, descriptors (B, rows, columns, D).
+            mixture: K components over D dimensions.
+            projection: W, (h, 2 K D).
+
+        Returns:
+            One grid for each pair of input grid and window that fits it, descriptors (B, rows', columns', 4 h) at the
+            centres of the stacks.
+        """
+        pooled = []
+        for grid in grids:
+            projected = project_descriptors(mixture, grid.descriptors, projection)
+            for size in self.windows:
+                offset = max(1, round(self.stack_offset * size / self.stride))
+                stacked = stack_neighbours(box_mean(projected, size, self.stride), offset)
+                if stacked.shape[1] and stacked.shape[2]:
+                    centres = stack_neighbours(box_mean(grid.positions[None], size, self.stride), offset)
+                    positions = centres.reshape(*centres.shape[1:3], 4, 2).mean(dim=2)
+                    pooled.append(DescriptorGrid(l2_normalize(stacked), positions, grid.scale))
+        return pooled
