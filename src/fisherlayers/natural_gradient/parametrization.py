@@ -24,7 +24,6 @@ class Settings(NamedTuple):
     refresh_every: int
     statistics_every: int
     rank: int | None
-    scale: str
     max_rows: int = 4096
 
 
@@ -114,7 +113,7 @@ class FisherWeight(nn.Module):
         """
         with torch.autocast(inputs.device.type, enabled=False):
             rows = input_rows(layer, inputs.detach(), self.settings.max_rows).to(self.mean.dtype)
-            if rows.shape[-2] == 0 or not bool(torch.isfinite(rows.sum())):
+            if rows.shape[-2] == 0 or not bool(torch.isfinite(rows.square().sum())):
                 return
             if self.observed_at < 0:
                 self.origin.copy_(rows.mean(-2))
@@ -136,7 +135,6 @@ class FisherWeight(nn.Module):
             self.origin,
             centred=centred,
             damping=self.settings.damping,
-            scale=self.settings.scale,
             previous=self.root,
         )
 

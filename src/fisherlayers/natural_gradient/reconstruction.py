@@ -42,7 +42,6 @@ def reconstruct(
     refresh_every: int = 10,
     statistics_every: int = 10,
     rank: int | Literal["auto"] | None = "auto",
-    scale: str = "none",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> Model:
@@ -63,7 +62,6 @@ def reconstruct(
         statistics_every: Optimizer steps between observed steps, at least 1; all batches of an observed step count.
         rank: Directions of the input that are treated one by one; None for all (a dense root, for layers up to a few
             hundred inputs), ``"auto"`` for whichever is cheaper.
-        scale: How the root is scaled; under study.
         include: Patterns of module names, as ``fnmatch`` reads them; only matching layers are reconstructed.
         exclude: Patterns of module names that are left alone.
 
@@ -101,7 +99,7 @@ def reconstruct(
     for layer in layers:
         size = row_size(layer.weight)
         chosen = _AUTO_RANK if rank == "auto" and size > 3 * _AUTO_RANK else None if rank == "auto" else rank
-        settings = Settings(damping, decay, refresh_every, statistics_every, chosen, scale)
+        settings = Settings(damping, decay, refresh_every, statistics_every, chosen)
         attach(layer, settings)
         accept_plain_keys(layer)
         watch(layer)
