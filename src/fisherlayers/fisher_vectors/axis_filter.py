@@ -100,8 +100,9 @@ def filter_last(blocks: Sequence[AxisBlock], signal: Tensor) -> Tensor:
     Returns:
         (..., K * samples).
     """
-    pieces = [signal[..., block.pixels[0] : block.pixels[1]] @ block.matrix.mT for block in blocks]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+    rows = signal.reshape(-1, signal.shape[-1])
+    pieces = [(rows[:, slice(*block.pixels)], block.matrix.mT) for block in blocks]
+    return _products(pieces, dim=1).reshape(*signal.shape[:-1], -1)
 
 
 def filter_first(blocks: Sequence[AxisBlock], signal: Tensor) -> Tensor:
@@ -115,9 +116,21 @@ def filter_first(blocks: Sequence[AxisBlock], signal: Tensor) -> Tensor:
         (K * samples, ...).
     """
     columns = signal.flatten(start_dim=1)
-    pieces = [block.matrix @ columns[block.pixels[0] : block.pixels[1]] for block in blocks]
-    rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return rows.reshape(-1, *signal.shape[1:])
+    pieces = [(block.matrix, columns[slice(*block.pixels)]) for block in blocks]
+    return _products(pieces, dim=0).reshape(-1, *signal.shape[1:])
+
+
+def _products(pieces: Sequence[tuple[Tensor, Tensor]], dim: int) -> Tensor:
+    # The concatenated products; written in place where autograd does not forbid it.
+    if len(pieces) == 1 or any(factor.requires_grad for piece in pieces for factor in piece):
+        return torch.cat([left @ right for left, right in pieces], dim=dim)
+    sizes = [(len(left), right.shape[1])[dim] for left, right in pieces]
+    shape = [len(pieces[0][0]), pieces[0][1].shape[1]]
+    shape[dim] = sum(sizes)
+    result = pieces[0][0].new_empty(shape)
+    for (left, right), out in zip(pieces, result.split_with_sizes(sizes, dim=dim), strict=True):
+        torch.mm(left, right, out=out)
+    return result
 
 
 def chunks_of_images(images: Tensor) -> Iterator[slice]:

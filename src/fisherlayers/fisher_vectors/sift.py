@@ -108,7 +108,7 @@ def dense_sift(
     like = (images.dtype, images.device)
     y_blocks, x_blocks = (_bin_matrix(length, bin_size, step, window, window_size, *like) for length in (height, width))
     positions = grid_positions(height, width, (NUM_BINS - 1) * bin_size, step, *like)
-    descriptors = images.new_zeros(batch, *positions.shape[:2], _NUM_FEATURES)
+    descriptors = images.new_empty(batch, *positions.shape[:2], _NUM_FEATURES)
     if descriptors.numel() == 0:
         return DescriptorGrid(descriptors, positions, float(bin_size))
     threshold = contrast_threshold * ((NUM_BINS - 1) * bin_size + 1) ** 2
@@ -143,7 +143,7 @@ def _orientation_maps(rows: Tensor, low: int, high: int) -> Tensor:
     band = rows[top : high + 1]
     (dx,) = torch.gradient(rows[low:high], dim=2)
     dy = torch.gradient(band, dim=0)[0][low - top : high - top]
-    magnitude = torch.hypot(dx, dy)
+    magnitude = safe_sqrt(dx * dx + dy * dy)
     # The angle from the x-axis in units of 45 degrees, folded into the first quadrant: in [0, 2].
     angle = torch.atan(dy.abs() / (dx.abs() + _TINY)) * (4 / pi)
     along_x = torch.relu(1 - angle) * magnitude
