@@ -34,7 +34,7 @@ __all__ = ["LocalColorStatistics", "local_color_statistics"]
 
 _STATISTICS = 6
 _NUM_FEATURES = NUM_BINS * NUM_BINS * _STATISTICS
-_ROUNDING = 8
+_ROUNDING = 32
 
 
 def local_color_statistics(images: Tensor, *, bin_size: int, step: int) -> DescriptorGrid:
