@@ -45,6 +45,7 @@ class FisherWeight(nn.Module):
 
     def __init__(self, layer: Layer, settings: Settings) -> None:
         super().__init__()
+        self._layer = (layer,)  # in a tuple: not a submodule of its own parametrization
         self.settings = settings
         self.groups = group_count(layer)
         weight = layer.weight
@@ -75,7 +76,7 @@ class FisherWeight(nn.Module):
         return self.root.multiply(rows).reshape(weight.shape).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return W' = W S^(-1).
+        """Return W' = W S^(-1), and shift d so that assigning to the layer's weight leaves its bias b.
 
         Args:
             weight: W, (out, ...).
@@ -83,8 +84,12 @@ class FisherWeight(nn.Module):
         Returns:
             W', of the same shape and dtype.
         """
-        rows = to_rows(weight, self.groups).to(self.mean.dtype)
-        return self.root.solve(rows).reshape(weight.shape).to(weight.dtype)
+        rows = self.root.solve(to_rows(weight, self.groups).to(self.mean.dtype))
+        bias = originals(self._layer[0])[1] if parametrize.is_parametrized(self._layer[0], "bias") else None
+        if bias is not None:
+            before = to_rows(originals(self._layer[0])[0], self.groups).to(self.mean.dtype)
+            bias += ((rows - before) @ self.shift.unsqueeze(-1)).flatten().to(bias.dtype)
+        return rows.reshape(weight.shape).to(weight.dtype)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -235,6 +240,10 @@ def detach(layer: nn.Module) -> None:
     Args:
         layer: A reconstructed layer.
     """
+    # torch gives a deep copy the class of its original and takes the property off that class: take a class of our own.
+    shared = type(layer)
+    members = {name: member for name, member in vars(shared).items() if name not in {"__dict__", "__weakref__"}}
+    layer.__class__ = type(shared.__name__, shared.__bases__, members)
     if originals(layer)[1] is not None:
         parametrize.remove_parametrizations(layer, "bias", leave_parametrized=True)
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

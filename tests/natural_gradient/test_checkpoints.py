@@ -1,0 +1,124 @@
+"""Checkpoints: exact resume with weights_only=True, plain keys in and out."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct
+from fisherlayers.natural_gradient.parametrization import fisher_of
+from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
+
+NETWORKS = {"perceptron": (perceptron, vectors), "convolutional": (convolutional, images)}
+OPTIMIZERS = {
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+    "Adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
+}
+
+
+def trained(network="perceptron", optimizer="SGD", steps=7, **options):
+    make, data = NETWORKS[network]
+    model = reconstruct(make(), **{"refresh_every": 3, "statistics_every": 2} | options)
+    built = OPTIMIZERS[optimizer](model)
+    train(model, built, *data(), steps)
+    return model, built
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_training_resumes_exactly(optimizer, rank):
+    model, built = trained(optimizer=optimizer, rank=rank)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": built.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    fresh = reconstruct(perceptron(seed=9), rank=rank, refresh_every=3, statistics_every=2)
+    fresh_optimizer = OPTIMIZERS[optimizer](fresh)
+    fresh.load_state_dict(saved["model"])
+    fresh_optimizer.load_state_dict(saved["optimizer"])
+    assert train(fresh, fresh_optimizer, *vectors(), 20) == train(model, built, *vectors(), 20)
+
+
+def test_a_checkpoint_holds_tensors_only():
+    model, _ = trained()
+    assert all(isinstance(value, torch.Tensor) for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_plain_state_dict_is_that_of_the_folded_model(network):
+    model, _ = trained(network)
+    exported = plain_state_dict(model)
+    again = plain_state_dict(model)
+    expected = fold(copy.deepcopy(model)).state_dict()
+    assert list(exported) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(exported[key], value)
+        assert torch.equal(exported[key], again[key])
+    plain = NETWORKS[network][0](seed=9)
+    plain.load_state_dict(exported)
+    inputs, _ = NETWORKS[network][1]()
+    torch.testing.assert_close(plain(inputs), model(inputs))
+
+
+def test_plain_state_dict_of_a_plain_model_is_its_state_dict():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    exported = plain_state_dict(model)
+    assert list(exported) == list(model.state_dict())
+    exported["0.weight"].zero_()
+    assert model[0].weight.any()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_plain_keys_load_into_a_reconstructed_model(network):
+    make, data = NETWORKS[network]
+    model, _ = trained(network)
+    inputs, targets = data()
+    plain = make(seed=9)
+    state = plain.state_dict()
+    keys, roots = list(state), [fisher_of(layer).root.dense().clone() for layer in layers_of(model)]
+    model.load_state_dict(state)
+    assert list(state) == keys  # the caller's dictionary is left alone
+    torch.testing.assert_close(model(inputs), plain(inputs))
+    for layer, root in zip(layers_of(model), roots, strict=True):
+        assert torch.equal(fisher_of(layer).root.dense(), root)
+    losses = train(model, OPTIMIZERS["SGD"](model), inputs, targets, 5)
+    assert losses[-1] < losses[0]
+
+
+def test_a_single_layer_loads_without_a_prefix():
+    layer, plain = reconstruct(nn.Linear(3, 2)), nn.Linear(3, 2)
+    layer.load_state_dict(plain.state_dict())
+    assert torch.equal(layer.weight, plain.weight)
+
+
+def test_a_copy_loads_plain_keys_into_itself():
+    model, _ = trained()
+    duplicate, plain = copy.deepcopy(model), perceptron(seed=9)
+    before = model(vectors()[0])
+    duplicate.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(duplicate(vectors()[0]), plain(vectors()[0]))
+    assert torch.equal(model(vectors()[0]), before)
+
+
+def test_a_plain_weight_alone_leaves_the_plain_bias():
+    model, _ = trained()
+    bias = model[0].bias.detach().clone()
+    model.load_state_dict({"0.weight": torch.ones(9, 7)}, strict=False)
+    torch.testing.assert_close(model[0].weight, torch.ones(9, 7))
+    torch.testing.assert_close(model[0].bias, bias)
+
+
+def test_a_plain_weight_of_another_shape_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"0\.weight has shape \(9, 8\) in the checkpoint, \(9, 7\) in the model"):
+        reconstruct(perceptron()).load_state_dict(perceptron().state_dict() | {"0.weight": torch.ones(9, 8)})
+
+
+def test_foreign_and_missing_keys_are_still_refused():
+    state = perceptron().state_dict()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*nonsense"):
+        reconstruct(perceptron()).load_state_dict(state | {"nonsense": torch.ones(1)})
+    state.pop("2.weight"), state.pop("2.bias")
+    with pytest.raises(RuntimeError, match=r"Missing key.*2\.parametrizations"):
+        reconstruct(perceptron()).load_state_dict(state)

@@ -1,0 +1,175 @@
+"""Following the training loop: which batches count, which steps tick, which are ignored."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.natural_gradient.parametrization import fisher_of
+from natural_gradient.cases_natural_gradient import layers_of, perceptron, train, vectors
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def counts(model):
+    """Inputs that each layer's information has seen (with decay 1)."""
+    return [float(fisher_of(layer).information.count) for layer in layers_of(model)]
+
+
+def test_statistics_are_the_covariance_of_what_the_layer_saw():
+    model, (inputs, targets) = reconstruct(perceptron(), decay=1.0, statistics_every=1), vectors()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.0), inputs, targets, 3)
+    fisher = fisher_of(model[2])
+    seen = model[1](model[0](inputs)).detach()
+    moment, origin = fisher.information.value(), fisher.origin
+    torch.testing.assert_close(origin + moment[-1, :-1], seen.mean(0))
+    shifted = seen - origin
+    torch.testing.assert_close(moment[:-1, :-1], shifted.T @ shifted / len(seen))
+    torch.testing.assert_close(fisher.mean, seen.mean(0))
+
+
+def test_observed_and_refreshed_in_turn():
+    model, (inputs, targets) = reconstruct(perceptron(), decay=1.0, statistics_every=2, refresh_every=3), vectors()
+    optimizer, fisher, seen = sgd(model), fisher_of(model[0]), []
+    for _ in range(8):
+        train(model, optimizer, inputs, targets, 1)
+        seen.append((float(fisher.information.count) / len(inputs), fisher.refreshed_at))
+    # Observed at steps 0, 2, 4, 6; refreshed at 0 and at the first steps with news that are 3 or more later.
+    assert seen == [(1, 0), (1, 0), (2, 0), (2, 3), (3, 3), (3, 3), (4, 6), (4, 6)]
+
+
+def test_only_training_passes_with_gradients_count():
+    model, (inputs, _) = reconstruct(perceptron(), decay=1.0, statistics_every=1), vectors()
+    with torch.no_grad():
+        model(inputs)
+    model.eval()
+    model(inputs)
+    assert counts(model) == [0.0, 0.0, 0.0]
+    model.train()
+    model(inputs)
+    assert counts(model) == [64.0, 64.0, 64.0]
+
+
+def test_accumulated_chunks_are_one_big_batch():
+    inputs, targets = vectors()
+    losses = []
+    for chunks in (1, 4):
+        model = reconstruct(perceptron(), decay=0.5, statistics_every=1, refresh_every=2)
+        # The origin is the first chunk's mean: a shift that the coordinates do not depend on.
+        optimizer = sgd(model)
+        for _ in range(12):
+            optimizer.zero_grad()
+            for part, labels in zip(inputs.chunk(chunks), targets.chunk(chunks), strict=True):
+                (functional.cross_entropy(model(part), labels) / chunks).backward()
+            optimizer.step()
+        losses.append(functional.cross_entropy(model(inputs), targets).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+def test_a_layer_used_twice_counts_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, inputs):
+            return self.layer(self.layer(inputs).tanh())
+
+    model = reconstruct(Twice(), decay=1.0)
+    model(torch.randn(10, 4))
+    assert counts(model) == [20.0]
+
+
+def test_inputs_by_keyword_are_seen():
+    layer = reconstruct(nn.Linear(4, 2), decay=1.0)
+    layer(input=torch.randn(10, 4))
+    assert counts(layer) == [10.0]
+
+
+def test_a_frozen_layer_stays_bit_by_bit():
+    model, (inputs, targets) = perceptron(), vectors()
+    model[2].requires_grad_(False)
+    before = copy.deepcopy(model[2])
+    reconstruct(model, statistics_every=1, refresh_every=1)
+    train(model, sgd(model), inputs, targets, 5)
+    assert torch.equal(model[2].weight, before.weight)
+    assert torch.equal(model[2].bias, before.bias)
+    assert fisher_of(model[2]).refreshed_at < 0 <= fisher_of(model[0]).refreshed_at
+
+
+def test_a_frozen_bias_stays_and_its_layer_is_not_centred():
+    model, (inputs, targets) = perceptron(), vectors()
+    model[2].bias.requires_grad_(False)
+    before = model[2].bias.detach().clone()
+    reconstruct(model, statistics_every=1, refresh_every=1)
+    train(model, sgd(model), inputs, targets, 5)
+    assert torch.equal(model[2].bias, before)
+    assert not fisher_of(model[2]).mean.any()
+
+
+def test_a_step_that_the_grad_scaler_skips_does_not_tick():
+    model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=1), vectors()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    for spoiled in (False, True, False):
+        optimizer.zero_grad()
+        loss = scaler.scale(functional.cross_entropy(model(inputs), targets))
+        (loss * float("inf") if spoiled else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert fisher_of(model[0]).steps == 2
+
+
+def test_a_closure_works_as_a_loop_does():
+    inputs, targets = vectors()
+    model = reconstruct(perceptron(), statistics_every=1, refresh_every=1)
+    optimizer = sgd(model)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(20)]
+    assert losses[-1] < 0.95 * losses[0]
+    assert fisher_of(model[0]).refreshed_at == 19
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_a_batch_that_is_not_finite_is_passed_over(value):
+    layer = reconstruct(nn.Linear(4, 2), decay=1.0)
+    layer(torch.full((3, 4), value))
+    assert counts(layer) == [0.0]
+
+
+def test_an_empty_batch_is_passed_over():
+    layer = reconstruct(nn.Linear(4, 2), decay=1.0)
+    layer(torch.zeros(0, 4))
+    assert counts(layer) == [0.0]
+
+
+def test_inputs_that_never_vary_leave_the_root_alone():
+    model = reconstruct(nn.Linear(4, 2))
+    optimizer = sgd(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.full((8, 4), 3.0)).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(fisher_of(model).root.dense(), torch.eye(4))
+
+
+def test_a_large_mean_costs_no_accuracy_in_float32():
+    inputs = torch.randn(512, 6, generator=torch.Generator().manual_seed(0)) + 1e4
+    layer = reconstruct(nn.Linear(6, 2).float(), damping=1e-3)
+    optimizer = sgd(layer)
+    layer(inputs.float()).square().mean().backward()
+    optimizer.step()
+    root = fisher_of(layer).root.dense().double()
+    covariance = torch.cov(inputs.float().double().T, correction=0)
+    whitened = root @ covariance @ root
+    torch.testing.assert_close(whitened / whitened.diagonal().mean(), torch.eye(6), rtol=0, atol=0.02)

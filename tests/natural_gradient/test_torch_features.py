@@ -1,0 +1,142 @@
+"""The rest of torch keeps working: functional calls, copies, dtypes, autocast, compilation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from fisherlayers.natural_gradient import fold, reconstruct
+from fisherlayers.natural_gradient.parametrization import fisher_of
+from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def trained(rank="auto", **options):
+    model = reconstruct(perceptron(), rank=rank, statistics_every=1, refresh_every=2, **options)
+    optimizer = sgd(model)
+    train(model, optimizer, *vectors(), 5)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_gradients_of_single_samples_by_vmap(rank):
+    model, _ = trained(rank)
+    inputs, targets = vectors(8)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    count = float(fisher_of(model[0]).information.count)
+
+    def loss(parameters, sample, target):
+        return functional.cross_entropy(functional_call(model, parameters, (sample[None],)), target[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
+    assert float(fisher_of(model[0]).information.count) == count  # transforms are not training
+    for index in range(8):
+        model.zero_grad()
+        functional.cross_entropy(model(inputs[index : index + 1]), targets[index : index + 1]).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(each[name][index], parameter.grad)
+
+
+def test_functional_call_uses_the_given_weight_for_the_bias_as_well():
+    model, _ = trained()
+    model.eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    inputs, _ = vectors()
+    given = dict(other.named_parameters())
+    torch.testing.assert_close(functional_call(model, given, (inputs,)), other(inputs))
+
+
+def test_a_deep_copy_is_independent_and_trains_alike():
+    model, optimizer = trained()
+    duplicate = copy.deepcopy(model)
+    duplicate_optimizer = sgd(duplicate)
+    duplicate_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    inputs, targets = vectors()
+    untouched = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = train(duplicate, duplicate_optimizer, inputs, targets, 6)
+    assert all(torch.equal(value, untouched[key]) for key, value in model.state_dict().items())
+    assert train(model, optimizer, inputs, targets, 6) == expected
+    torch.testing.assert_close(fold(duplicate)(inputs), model(inputs))
+
+
+def test_averaging_the_parameters_of_copies():
+    model, optimizer = trained()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    train(model, optimizer, *vectors(), 1)
+    average.update_parameters(model)
+    assert torch.isfinite(average(vectors()[0])).all()
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_bfloat16_parameters_keep_the_information_in_float32(rank):
+    model = reconstruct(perceptron().to(torch.float32), rank=rank, statistics_every=1, refresh_every=2)
+    inputs, targets = vectors()
+    train(model, sgd(model), inputs.float(), targets, 3)
+    root = fisher_of(model[0]).root.dense().clone()
+    model.to(torch.bfloat16)
+    assert torch.equal(fisher_of(model[0]).root.dense(), root)
+    losses = train(model, sgd(model), inputs.bfloat16(), targets, 20)
+    assert losses[-1] < losses[0]
+    assert model[0].weight.dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in fisher_of(model[0]).buffers()} == {torch.float32, torch.float64}
+    assert next(fold(model).parameters()).dtype == torch.bfloat16
+
+
+def test_double_makes_everything_double():
+    model = reconstruct(perceptron().float()).double()
+    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float64}
+
+
+def test_autocast_leaves_the_statistics_in_full_precision():
+    inputs, targets = vectors()
+    moments = []
+    for enabled in (False, True):
+        model = reconstruct(perceptron().float())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = functional.cross_entropy(model(inputs.float()), targets)
+        loss.backward()
+        sgd(model).step()
+        moments.append(fisher_of(model[0]).information.value())
+    assert torch.equal(*moments)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, with any parametrization
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_trains_as_an_eager_one(backend):
+    inputs, targets = vectors()
+    losses = []
+    for compiled in (False, True):
+        model = reconstruct(perceptron(), rank=3, statistics_every=1, refresh_every=2)
+        optimizer = sgd(model)
+        torch._dynamo.reset()
+        runs = torch.compile(model, backend=backend) if compiled else model
+        losses.append(train(runs, optimizer, inputs, targets, 6))
+        assert fisher_of(model[0]).refreshed_at == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+def test_convolutions_in_channels_last():
+    inputs, targets = images()
+    losses = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = convolutional().to(memory_format=layout)
+        reconstruct(model, statistics_every=1, refresh_every=2)
+        losses.append(train(model, sgd(model), inputs.to(memory_format=layout), targets, 6))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-8)
+
+
+def test_tokens_are_positions_of_a_linear_layer():
+    model = reconstruct(nn.Linear(4, 2), decay=1.0)
+    model(torch.randn(3, 5, 4))
+    assert float(fisher_of(model).information.count) == 15.0
+    assert len(layers_of(model)) == 1

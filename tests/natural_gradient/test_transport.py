@@ -1,0 +1,150 @@
+"""Optimizer state at a refresh: gradient-like buffers follow exactly, second moments are kept, the rest is named."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fisherlayers.natural_gradient import fold, reconstruct, refresh
+from fisherlayers.natural_gradient.parametrization import fisher_of, originals
+from natural_gradient.cases_natural_gradient import layers_of, perceptron, train, vectors
+
+ELEMENTWISE = {
+    "SGD": (torch.optim.SGD, {"momentum": 0.9}, "momentum_buffer"),
+    "Nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, "momentum_buffer"),
+    "Adam": (torch.optim.Adam, {}, "exp_avg"),
+    "AdamW, foreach": (torch.optim.AdamW, {"foreach": True}, "exp_avg"),
+    "AMSGrad": (torch.optim.Adam, {"amsgrad": True}, "exp_avg"),
+    "NAdam": (torch.optim.NAdam, {}, "exp_avg"),
+    "RMSprop": (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}, "grad_avg"),
+}
+
+
+def transform(layer):
+    """M with [W b] = [W' d] M, written out."""
+    fisher = fisher_of(layer)
+    root, mean = fisher.root.dense(), fisher.mean
+    top = torch.cat([root, -(root @ mean)[:, None]], 1)
+    return torch.cat([top, torch.cat([torch.zeros(len(mean)), torch.ones(1)])[None]], 0)
+
+
+def joined(weight, bias):
+    return torch.cat([weight, bias[:, None]], 1)
+
+
+def plain_gradient(layer, weight, bias):
+    """A gradient-like pair of a reconstructed layer, in the coordinates of [W b]."""
+    return joined(weight, bias) @ torch.linalg.inv(transform(layer)).T
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_gradient_like_buffers_and_pending_gradients_stay_the_same_plain_vector(name, rank):
+    make, options, key = ELEMENTWISE[name]
+    model, (inputs, targets) = reconstruct(perceptron(), rank=rank, refresh_every=4), vectors()
+    optimizer = make(model.parameters(), lr=0.01, **options)
+    train(model, optimizer, inputs, targets, 3)
+    functional.cross_entropy(model(inputs), targets).backward()
+    layer = model[2]
+    weight, bias = originals(layer)
+
+    def plain():
+        buffers = optimizer.state[weight][key], optimizer.state[bias][key]
+        return plain_gradient(layer, *buffers), plain_gradient(layer, weight.grad, bias.grad)
+
+    before, old = plain(), transform(layer)
+    fisher_of(layer).observe(layer, torch.randn(64, 9) + 2)
+    refresh(model, optimizer)
+    assert not torch.allclose(transform(layer), old)
+    torch.testing.assert_close(plain(), before)
+
+
+def test_second_moments_are_kept():
+    model, (inputs, targets) = reconstruct(perceptron(), refresh_every=4), vectors()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, optimizer, inputs, targets, 3)
+    before = optimizer.state[originals(model[0])[0]]["exp_avg_sq"].clone()
+    fisher_of(model[0]).observe(model[0], torch.randn(64, 7))
+    refresh(model, optimizer)
+    assert torch.equal(optimizer.state[originals(model[0])[0]]["exp_avg_sq"], before)
+
+
+def test_an_averaged_parameter_follows_as_a_value():
+    model, (inputs, targets) = reconstruct(perceptron(), refresh_every=2, statistics_every=1), vectors()
+    optimizer = torch.optim.ASGD(model.parameters(), lr=0.01, t0=0)
+    train(model, optimizer, inputs, targets, 6)
+    layer = model[0]
+
+    def average():
+        weight, bias = (optimizer.state[tensor]["ax"] for tensor in originals(layer))
+        return joined(weight, bias) @ transform(layer)
+
+    before = average()
+    fisher_of(layer).observe(layer, torch.randn(64, 7))
+    refresh(model, optimizer)
+    torch.testing.assert_close(average(), before)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_muon_on_the_weights_beside_another_optimizer_on_the_biases():
+    model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=1), vectors()
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    biases = [p for p in model.parameters() if p.ndim == 1]
+    optimizers = [torch.optim.Muon(weights, lr=0.01), torch.optim.SGD(biases, lr=0.01, momentum=0.9)]
+    losses = []
+    for _ in range(10):
+        loss = functional.cross_entropy(model(inputs), targets)
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert losses[-1] < 0.97 * losses[0]
+    assert [fisher_of(layer).steps for layer in layers_of(model)] == [10, 10, 10]
+    weight = originals(model[0])[0]
+    before = optimizers[0].state[weight]["momentum_buffer"].double() @ torch.linalg.inv(
+        fisher_of(model[0]).root.dense()
+    )
+    fisher_of(model[0]).observe(model[0], torch.randn(64, 7))
+    refresh(model, optimizers[0])
+    after = optimizers[0].state[weight]["momentum_buffer"].double() @ torch.linalg.inv(fisher_of(model[0]).root.dense())
+    torch.testing.assert_close(after, before)
+
+
+def test_fold_takes_the_state_to_plain_coordinates():
+    model, (inputs, targets) = reconstruct(perceptron()), vectors()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, optimizer, inputs, targets, 3)
+    layer = model[0]
+    expected = plain_gradient(layer, *(optimizer.state[tensor]["momentum_buffer"] for tensor in originals(layer)))
+    fold(model, optimizer)
+    torch.testing.assert_close(joined(*(optimizer.state[p]["momentum_buffer"] for p in layer.parameters())), expected)
+
+
+class Hoarder(torch.optim.SGD):
+    """An optimizer with a buffer that nobody knows."""
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["hoard"] = torch.ones_like(parameter)
+        return super().step(closure)
+
+
+def test_unknown_buffers_are_named_and_left_alone():
+    model, (inputs, targets) = reconstruct(nn.Sequential(nn.Linear(7, 3))), vectors()
+    optimizer = Hoarder(model.parameters(), lr=0.01)
+    train(model, optimizer, inputs, targets, 1)
+    with pytest.warns(UserWarning, match="Hoarder keeps hoard, which refresh does not know how to carry"):
+        refresh(model, optimizer)
+    assert torch.equal(optimizer.state[originals(model[0])[0]]["hoard"], torch.ones(3, 7))
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "Adamax", "RAdam", "Rprop", "RMSprop", "Adafactor"])
+def test_every_elementwise_optimizer_of_torch_runs_without_a_warning(name):
+    model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=2), vectors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = train(model, getattr(torch.optim, name)(model.parameters(), lr=0.01), inputs, targets, 12)
+    assert losses[-1] < losses[0]
