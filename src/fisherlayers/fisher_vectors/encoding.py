@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_responsibilities
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
 from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import DiagonalRoot
 
@@ -37,6 +37,8 @@ Assignment = Literal["soft", "hard"]
 
 # Rows a block of posteriors: rows x K floats should stay in the cache.
 _BLOCK = 2048
+# Entries of single-descriptor scores held at once.
+_ENTRIES = 2**24
 
 
 def append_positions(descriptors: Tensor, positions: Tensor, *, weight: float = 1.0) -> Tensor:
@@ -111,14 +113,15 @@ def _mean_moments(
     """Return the means over N of [gamma, gamma x, gamma x^2] about the centre, (B, N, D) -> (B, K, 1 + 2 D)."""
     total = images.new_zeros(images.shape[0], mixture.num_components, 1 + 2 * mixture.num_features)
     for rows in torch.split(images, _BLOCK, dim=1):
-        log_posteriors = log_responsibilities(mixture, rows)
+        posteriors = responsibilities(mixture, rows)
         if assignment == "hard":
-            weights = torch.nn.functional.one_hot(log_posteriors.argmax(dim=-1), mixture.num_components).to(rows)
-        else:
-            weights = torch.nn.functional.threshold(log_posteriors.exp(), threshold, 0.0)
+            posteriors = torch.nn.functional.one_hot(posteriors.argmax(dim=-1), mixture.num_components).to(rows)
+        elif threshold > 0:
+            # In place where autograd does not need the posteriors: their memory traffic is what costs.
+            posteriors = torch.nn.functional.threshold(posteriors, threshold, 0.0, inplace=not posteriors.requires_grad)
         centered = rows - center
         columns = torch.cat([torch.ones_like(rows[..., :1]), centered, centered.square()], dim=-1)
-        total = total + weights.mT @ columns
+        total = total + posteriors.mT @ columns
     return total / images.shape[1]
 
 
@@ -168,7 +171,7 @@ def empirical_information(
         A diagonal of 2 K D entries; ``fisherlayers.layer.root_of`` gives its root.
     """
     information = DiagonalInformation(2 * mixture.means.numel(), device=descriptors.device, dtype=descriptors.dtype)
-    for rows in torch.split(descriptors, max(1, 2**24 // mixture.means.numel())):
+    for rows in torch.split(descriptors, max(1, _ENTRIES // mixture.means.numel())):
         information.update(mixture_score(mixture, rows.unsqueeze(1), assignment=assignment, threshold=threshold))
     return information
 
@@ -199,8 +202,10 @@ def fisher_vectors(
     if root is None:
         root = closed_form_root(mixture)
     if isinstance(descriptors, Tensor):
-        return root.multiply(mixture_score(mixture, descriptors, assignment=assignment, threshold=threshold))
-    if not descriptors:
+        scores = mixture_score(mixture, descriptors, assignment=assignment, threshold=threshold)
+    elif descriptors:
+        ragged = [mixture_score(mixture, rows, assignment=assignment, threshold=threshold) for rows in descriptors]
+        scores = torch.stack(ragged)
+    else:
         raise ValueError("descriptors must hold at least one image, got an empty sequence")
-    scores = [mixture_score(mixture, rows, assignment=assignment, threshold=threshold) for rows in descriptors]
-    return root.multiply(torch.stack(scores))
+    return root.multiply(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape)

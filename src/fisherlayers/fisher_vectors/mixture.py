@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-__all__ = ["DiagonalMixture", "em_step", "fit_mixture", "log_prob", "log_responsibilities"]
+__all__ = ["DiagonalMixture", "em_step", "fit_mixture", "log_prob", "log_responsibilities", "responsibilities"]
 
 # Rows a chunk: a chunk of posteriors (rows x K) should stay in the cache; the gain is a factor of 1.3.
 _CHUNK = 4096
@@ -143,6 +143,19 @@ def log_responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tenso
     return _log_joint(mixture, descriptors).log_softmax(dim=-1)
 
 
+def responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
+    """Return gamma_k(x) = w_k N_k(x) / p(x), the posterior of every component.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (..., D), in the dtype of the mixture.
+
+    Returns:
+        (..., K); rows sum to one.
+    """
+    return _log_joint(mixture, descriptors).softmax(dim=-1)
+
+
 def em_step(
     mixture: DiagonalMixture,
     descriptors: Tensor,
@@ -180,9 +193,9 @@ def em_step(
     return following, log_likelihood / len(descriptors)
 
 
-def _moments(responsibilities: Tensor, centered: Tensor) -> Tensor:
+def _moments(posteriors: Tensor, centered: Tensor) -> Tensor:
     """Return [sum_n gamma, sum_n gamma x, sum_n gamma x^2], (N, K) and (N, D) -> (K, 1 + 2 D)."""
-    return responsibilities.mT @ torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
+    return posteriors.mT @ torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
 
 
 def _maximize(

@@ -13,7 +13,7 @@ __all__ = ["intra_normalize", "l2_normalize", "signed_power"]
 
 
 def signed_power(values: Tensor, alpha: float = 0.5) -> Tensor:
-    """Return sign(v) |v|^alpha, element by element.
+    """Return sign(v) |v|^alpha, element by element; zero has the derivative zero.
 
     Args:
         values: Any shape.
@@ -27,13 +27,10 @@ def signed_power(values: Tensor, alpha: float = 0.5) -> Tensor:
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1] (0.5 = signed square root), got {alpha}")
-    if alpha == 1.0:
-        return values
-    if alpha == 0.0:
-        return values.sign()
-    magnitudes = values.abs()
-    powers = magnitudes.sqrt() if alpha == 0.5 else magnitudes.pow(alpha)
-    return powers.copysign(values)
+    signs = values.sign()
+    # Zeros are replaced before the power: its derivative is infinite there.
+    magnitudes = torch.where(signs == 0, 1.0, values.abs())
+    return signs * (magnitudes.sqrt() if alpha == 0.5 else magnitudes.pow(alpha))
 
 
 def l2_normalize(values: Tensor, *, floor: float = 1e-12) -> Tensor:

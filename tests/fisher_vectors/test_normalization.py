@@ -1,0 +1,59 @@
+"""Signed power, L2 and intra-normalisation against their formulas, and at zero."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlayers.fisher_vectors.normalization import intra_normalize, l2_normalize, signed_power
+
+
+@given(alpha=st.floats(0, 1), values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
+def test_signed_power_is_its_formula_and_odd(alpha, values):
+    tensor = torch.tensor(values, dtype=torch.float64)
+    expected = torch.tensor([(v > 0) - (v < 0) for v in values], dtype=torch.float64) * tensor.abs().pow(alpha)
+    torch.testing.assert_close(signed_power(tensor, alpha), expected)
+    torch.testing.assert_close(signed_power(-tensor, alpha), -expected)
+
+
+def test_signed_power_default_is_the_signed_square_root():
+    assert signed_power(torch.tensor([4.0, -9.0, 0.0])).tolist() == [2.0, -3.0, 0.0]
+
+
+def test_signed_power_has_a_finite_gradient_at_zero():
+    values = torch.tensor([4.0, 0.0, -9.0], requires_grad=True)
+    signed_power(values).sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([1 / 4, 0.0, 1 / 6]))
+
+
+def test_l2_gives_unit_rows_and_leaves_zero():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-20, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(l2_normalize(rows)[0], torch.tensor([0.6, 0.8], dtype=torch.float64))
+    assert l2_normalize(rows)[1].tolist() == [0.0, 0.0]
+    assert float(l2_normalize(rows)[2].norm()) < 1e-7  # below the floor: not blown up to unit norm
+
+
+def test_intra_normalize_evens_out_the_components():
+    components, features = 3, 2
+    encoding = torch.randn(4, 2 * components * features, dtype=torch.float64)
+    encoding.reshape(4, 2, components, features)[:, :, 1] = 0
+    result = intra_normalize(encoding, components)
+    for image in range(4):
+        for k in range(components):
+            columns = [part * components * features + k * features + d for part in range(2) for d in range(features)]
+            part = encoding[image, columns]
+            expected = part if k == 1 else part / part.norm()
+            torch.testing.assert_close(result[image, columns], expected)
+
+
+def test_bad_arguments():
+    ones = torch.ones(2, 12)
+    for alpha in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
+            signed_power(ones, alpha)
+    for floor in (0.0, -1.0):
+        with pytest.raises(ValueError, match="floor must be positive"):
+            l2_normalize(ones, floor=floor)
+    for components in (0, 5):
+        with pytest.raises(ValueError, match="12 columns and num_components"):
+            intra_normalize(ones, components)
