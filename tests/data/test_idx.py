@@ -40,6 +40,7 @@ def tiny(monkeypatch, tmp_path):
         system_folders=(str(tmp_path / "system"),),
         mirrors=((tmp_path / "absent").as_uri(), (tmp_path / "mirror").as_uri()),
         package_hint="on Debian: apt-get install tiny",
+        download_command="tiny.download()",
         classes=("a", "b"),
     )
 
@@ -105,7 +106,7 @@ def test_absent_set_states_the_three_ways(tiny):
         "in one of 3 ways",
         "apt-get install tiny",
         "FISHERLAYERS_DATA",
-        "download()",
+        "tiny.download()",
     ):
         assert part in message
 

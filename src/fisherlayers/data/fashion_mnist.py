@@ -21,6 +21,8 @@ FASHION_MNIST: Final = IdxSet(
         "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
     ),
     package_hint="on Debian or Ubuntu: apt-get install dataset-fashion-mnist",
+    download_command="fisherlayers demo --data fashion-mnist --download, or in Python "
+    "fisherlayers.data.FASHION_MNIST.download()",
     classes=(
         "T-shirt/top",
         "Trouser",

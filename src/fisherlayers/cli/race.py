@@ -1,0 +1,139 @@
+"""``fisherlayers race``: optimizers against their reconstructed selves on one task, with a live table and a figure."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from fisherlayers.cli.errors import Debug, guarded
+
+if TYPE_CHECKING:
+    from fisherlayers.race import Method, Race, Task
+
+HELP: Final = """Race optimizers, each plain and on the reconstructed network (SNGD).
+
+All start from the same weights and see the same batches. The table says in how many steps and seconds the
+reconstructed run reaches the plain run's final training loss.
+
+\b
+Examples:
+  fisherlayers race
+  fisherlayers race --optimizer SGD --optimizer Adam --seeds 5 --tune 6
+  fisherlayers race --task fashion-mnist -o fashion.svg --json fashion.json
+"""
+
+
+class TaskName(StrEnum):
+    """The keys of `fisherlayers.race.TASKS`."""
+
+    DIGITS = "digits"
+    FASHION_MNIST = "fashion-mnist"
+
+
+class Optimizer(StrEnum):
+    """The keys of `fisherlayers.race.BASES`."""
+
+    SGD = "SGD"
+    ADAM = "Adam"
+    MUON = "Muon"
+
+
+@guarded
+def race(
+    task: Annotated[TaskName, typer.Option(help="What is trained; digits needs no download.")] = TaskName.DIGITS,
+    optimizer: Annotated[
+        list[Optimizer] | None,
+        typer.Option(case_sensitive=False, help="May be repeated; all if not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, from different initial weights.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run; the task's if not given.")] = None,
+    tune: Annotated[
+        int, typer.Option(min=0, metavar="TRIALS", help="Learning rates to try for each method first; 0: usual ones.")
+    ] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.svg", help="The figure.")] = Path("race.svg"),
+    results: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE.json", help="Write every evaluation of every run.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the race, then write its figure and print its table."""
+    from fisherlayers.cli.output import check_writable, write_file
+
+    for path in (output, results):
+        if path is not None:
+            check_writable(path.absolute().parent)
+    from fisherlayers import race as races
+    from fisherlayers.cli.standings import Standings
+    from fisherlayers.demo import race_picture
+
+    contest = races.load_task(task.value)
+    bases = list(dict.fromkeys(optimizer or Optimizer))
+    methods = [races.make_method(base.value, reconstructed=again) for base in bases for again in (False, True)]
+    rates = tuned_learning_rates(contest, methods, trials=tune, steps=steps)
+    with Standings(contest.metric_name) as standings:
+        finished = races.run_race(
+            contest, methods, seeds=range(seeds), steps=steps, learning_rates=rates, on_progress=standings
+        )
+    write_file(output, race_picture(finished).content)
+    if results is not None:
+        write_file(results, (json.dumps(races.race_to_json(finished), allow_nan=False) + "\n").encode())
+    _print_summary(finished)
+    typer.echo(f"figure  {output}")
+
+
+def tuned_learning_rates(task: "Task", methods: "list[Method]", *, trials: int, steps: int | None) -> dict[str, float]:
+    """Search the learning rate of each method with the same budget.
+
+    Args:
+        task: what is trained.
+        methods: the contenders.
+        trials: learning rates a method; 0 searches nothing.
+        steps: of a run.
+
+    Returns:
+        Method name -> learning rate; empty without trials.
+    """
+    from fisherlayers.cli.console import Stages
+    from fisherlayers.race import Trial, tune
+
+    rates: dict[str, float] = {}
+    if trials:
+        with Stages("tune ") as stages:
+            for method in methods:
+                done: list[Trial] = []
+
+                def report(trial: Trial, done: list[Trial] = done, name: str = method.name) -> None:
+                    done.append(trial)
+                    stages(name, len(done), trials)
+
+                rates[method.name] = tune(task, method, trials=trials, steps=steps, on_trial=report).learning_rate
+    return rates
+
+
+def _print_summary(race: "Race") -> None:
+    from fisherlayers.cli.output import show_table
+    from fisherlayers.race import summarize
+
+    seeds = len({run.seed for run in race.runs})
+    typer.echo(
+        f"{race.title}: plain -> reconstructed, to the plain run's final training loss; medians of {seeds} seeds"
+    )
+    show_table(
+        ["optimizer", "loss", "steps", "ratio", "seconds", "ratio", race.metric_name],
+        [
+            [
+                row.base,
+                f"{row.loss:.3g}",
+                f"{row.plain_steps:g} -> {row.steps:g}",
+                f"{row.steps_ratio:.2f}",
+                f"{row.plain_seconds:.2f} -> {row.seconds:.2f}",
+                f"{row.seconds_ratio:.2f}",
+                f"{row.plain_metric:.1f} -> {row.metric:.1f}",
+            ]
+            for row in summarize(race)
+        ],
+    )
+    if diverged := sorted({run.method for run in race.runs if run.diverged}):
+        typer.echo(f"diverged at least once: {', '.join(diverged)}")

@@ -1,0 +1,108 @@
+"""The command as a real process: start-up, exit codes, Ctrl-C, file-size limits and a full output."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cli.conftest import FAST
+from cli.pictures import write_folder
+
+COMMAND = [sys.executable, "-c", "from fisherlayers.cli import main; main()"]
+
+
+def call(*arguments, **options):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output="stdout" not in options, text=True, timeout=120, **options
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from fisherlayers.cli import app; app(['--help'], standalone_mode=False); "
+        "print([name for name in ('torch', 'numpy', 'sklearn', 'PIL', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.rstrip().endswith("[]")
+    assert "fisherlayers fit flowers/train -o flowers-model" in result.stdout
+
+
+def test_version_and_usage_errors():
+    assert call("--version").stdout.startswith("fisherlayers 0.")
+    assert call("nonsense").returncode == 2
+
+
+def test_an_error_is_one_message_and_code_2(tmp_path):
+    result = call("fit", tmp_path / "none", "-o", tmp_path / "m")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: there is no folder")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("after", ["reading images", "layer 1: descriptors", "encode"])
+def test_ctrl_c_ends_fit_and_leaves_nothing(tmp_path, after):
+    pictures = write_folder(tmp_path / "pictures", per_class=12, shape=(160, 160))
+    arguments = ["fit", pictures, "-o", tmp_path / "m", *FAST, "--preset", "photos", "--validation", "0"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(after):
+            process.send_signal(signal.SIGINT)
+            break
+    out, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(lines) + rest
+    assert rest.endswith("interrupted; nothing was written\n")
+    assert "Traceback" not in rest
+    assert out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_file_size_limit_is_found_before_the_work(tmp_path):
+    """The one real shortage of room that needs no privileges: like a quota, it fails the write itself."""
+    pictures = write_folder(tmp_path / "pictures", per_class=2)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    result = call("fit", pictures, "-o", tmp_path / "m", *FAST, preexec_fn=limit)
+    assert result.returncode == 2
+    assert result.stderr == f"error: cannot write to {tmp_path}: File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_is_full(fitted):
+    with open("/dev/full", "w") as full:
+        result = call("evaluate", fitted.model, fitted.test, "--json", stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 2
+    assert "error: No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_a_reader_that_has_seen_enough(fitted):
+    images = sorted(fitted.test.glob("*/*.png"))
+    command = [*COMMAND, "predict", str(fitted.model), *map(str, images), "--csv"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert "Traceback" not in error
+
+
+def test_help_is_quick():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call("--help")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5

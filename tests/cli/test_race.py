@@ -1,0 +1,100 @@
+"""``race`` through the command line: the table, the figure, the results file."""
+
+import errno
+import io
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from rich.console import Console
+
+from fisherlayers.cli.race import Optimizer, TaskName
+from fisherlayers.cli.standings import Standings
+from fisherlayers.race import BASES, TASKS, Point, Progress, race_from_json
+
+
+@pytest.fixture(scope="module")
+def raced(run, tmp_path_factory):
+    root = tmp_path_factory.mktemp("race")
+    result = run(
+        "race", "--optimizer", "sgd", "--seeds", 2, "--steps", 10, "-o", root / "new/r.svg", "--json", root / "r.json"
+    )
+    assert result.code == 0, result.err
+    return root, result
+
+
+def test_table_and_figure(raced):
+    root, result = raced
+    assert "medians of 2 seeds" in result.out
+    assert "SGD" in result.out
+    assert " -> " in result.out
+    assert "run 4 of 4: SGD reconstructed, seed 1" in result.err
+    text = ElementTree.parse(root / "new/r.svg").getroot()
+    assert text.tag.endswith("svg")
+
+
+def test_results_hold_every_evaluation(raced, load_json):
+    race = race_from_json(load_json((raced[0] / "r.json").read_text()))
+    assert race.methods == ["SGD", "SGD reconstructed"]
+    assert [(run.seed, run.final.step) for run in race.runs] == [(0, 10), (0, 10), (1, 10), (1, 10)]
+
+
+def test_tuning_chooses_a_learning_rate_for_each_method(run, tmp_path, load_json):
+    arguments = (
+        "--optimizer",
+        "SGD",
+        "--seeds",
+        1,
+        "--steps",
+        5,
+        "-o",
+        tmp_path / "r.svg",
+        "--json",
+        tmp_path / "r.json",
+    )
+    result = run("race", *arguments, "--tune", 2)
+    assert result.code == 0, result.err
+    assert "tune SGD reconstructed ..." in result.err
+    rates = [record["learning_rate"] for record in load_json((tmp_path / "r.json").read_text())["runs"]]
+    assert all(rate != BASES["SGD"].learning_rate for rate in rates)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_race(refused, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fisherlayers.race.run_race", lambda *_, **__: pytest.fail("the race began"))
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert "No space left on device" in refused("race", "-o", tmp_path / "r.svg")
+
+
+def test_a_disk_that_fills_up_leaves_no_half_figure(refused, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    refused("race", "--optimizer", "SGD", "--seeds", 1, "--steps", 2, "-o", tmp_path / "r.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fashion_mnist_when_absent_states_the_three_ways(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("fisherlayers.data.idx._find", lambda folder, name: None)
+    message = refused("race", "--task", "fashion-mnist", "-o", tmp_path / "r.svg")
+    assert "Fashion-MNIST is not on this machine" in message
+    assert "in one of 3 ways" in message
+
+
+def test_names_are_those_of_the_library():
+    assert {name.value for name in TaskName} <= set(TASKS)
+    assert {name.value for name in Optimizer} == set(BASES)
+
+
+def test_the_live_table_shows_the_latest_evaluation_of_each_method():
+    standings = Standings("accuracy")
+    for step in (1, 2):
+        for method in ("SGD", "Adam"):
+            standings(Progress(method, 7, 0, 2, 9, Point(step, 0.5 * step, 1 / step, 1.0, 90.0 + step)))
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(standings.table())
+    rows = [line.split() for line in stream.getvalue().splitlines() if line.startswith((" SGD", " Adam"))]
+    assert rows == [["SGD", "7", "2/9", "0.5", "92.00", "1.00"], ["Adam", "7", "2/9", "0.5", "92.00", "1.00"]]
