@@ -16,7 +16,7 @@ ALLOWED = {
     "inverse_root": set(),
     "layer": {"information", "inverse_root"},
     "natural_gradient": CORE,
-    "fisher_vectors": CORE,
+    "fisher_vectors": CORE | {"data"},
     "data": set(),
     "report": set(),
     "race": CORE | {"natural_gradient", "data"},

@@ -1,0 +1,426 @@
+"""`DeepFisherNetwork`: a scikit-learn classifier of images."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from fisherlayers.fisher_vectors.calibration import probabilities
+from fisherlayers.fisher_vectors.images import Batch, ImageList
+from fisherlayers.fisher_vectors.parallel import Progress, map_batches
+from fisherlayers.fisher_vectors.persistence import (
+    ModelFolderError,
+    network_from_tensors,
+    network_tensors,
+    read_folder,
+    take,
+    write_folder,
+)
+from fisherlayers.fisher_vectors.selection import select_svm
+from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, choose_preset
+from fisherlayers.fisher_vectors.training import encode_images, fit_network
+
+__all__ = ["DeepFisherNetwork"]
+
+_PER_LAYER = ("components", "dimensions")
+_OVERRIDES = (
+    *_PER_LAYER,
+    "bin_sizes",
+    "step",
+    "upsample",
+    "max_pixels",
+    "padding",
+    "position_weight",
+    "windows",
+    "stride",
+    "stack_offset",
+    "projection",
+    "projection_size",
+    "cross_fit",
+    "color",
+    "training_descriptors",
+    "iterations",
+    "flips",
+)
+
+
+class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Image classifier without back-propagation or pretrained weights (Simonyan, Vedaldi and Zisserman, NIPS 2013).
+
+    Dense SIFT, and colour statistics where images have colour, are encoded as Fisher vectors in one or more layers; a
+    linear SVM classifies the concatenated encodings. Images are arrays (H, W), (H, W, 1) or (H, W, 3), bytes or floats
+    in [0, 1], or paths; sizes may differ. Grey and colour may be mixed: the colour stream is used if any training
+    image has colour, and takes a grey image as one with three equal channels. An image too small for a single
+    descriptor has a zero encoding, and is counted in a warning.
+
+    Parameters that are None take the value of the preset; `NetworkSettings` explains them.
+
+    Args:
+        depth: Number of Fisher layers: 1 is the shallow Fisher vector, 2 the paper's network.
+        preset: ``"photos"``, ``"small"`` (28 x 28 to 96 x 96 pixels), ``"paper"``, or ``"auto"``: ``"small"`` or
+            ``"photos"`` by the median area of the training images, which are enlarged if below 24 pixels a side.
+        components: K of each layer's mixture; one number for all, or one a layer.
+        dimensions: Descriptor dimensions after PCA; one number for all, or one a layer.
+        bin_sizes: Scales of SIFT: pixels of a bin.
+        step: Distance of descriptors in pixels.
+        upsample: Factor of enlargement.
+        max_pixels: Larger images are reduced to this area.
+        padding: Pixels by which the border is continued.
+        position_weight: Factor of the coordinates appended to descriptors; 0 leaves them out.
+        windows: Sides of the semi-local windows in grid positions.
+        stride: Step of the windows in grid positions.
+        stack_offset: Distance of stacked windows as a fraction of the window; 0 is adjacent.
+        projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"`` or ``"both"``.
+        projection_size: Rows of W; None takes what the projection gives.
+        cross_fit: Folds for learning W; 1 turns cross-fitting off.
+        color: Whether colour is used where images have it.
+        training_descriptors: Sample for each PCA and mixture.
+        iterations: EM iterations.
+        flips: Whether training images are also used mirrored.
+        C: Cost of the SVM; from several the best on held-out folds is taken.
+        cv: Folds for choosing C and for calibrating probabilities.
+        random_state: Seed of all random choices.
+        n_jobs: Threads over batches of images, in joblib's meaning; the result does not depend on it.
+        verbose: 1 reports each stage on the standard error stream.
+
+    Attributes:
+        classes_: Labels in the order of the scores' columns.
+        settings_: The settings that were used.
+        network_: The fitted `FisherNetwork`.
+        coef_: (C, features), one row for two classes.
+        intercept_: (C,), or (1,).
+        C_: The cost that was chosen.
+        temperature_: Factor of the scores in `predict_proba`.
+
+    Example:
+        >>> import numpy as np
+        >>> from fisherlayers.fisher_vectors import DeepFisherNetwork
+        >>> rng = np.random.default_rng(0)
+        >>> stripes = [np.tile((np.arange(32) // 4 + rng.integers(8)) % 2 * 1.0, (32, 1)) for _ in range(8)]
+        >>> images, labels = stripes[:4] + [s.T for s in stripes[4:]], ["upright"] * 4 + ["lying"] * 4
+        >>> model = DeepFisherNetwork(depth=1, components=4, dimensions=8, random_state=0).fit(images, labels)
+        >>> model.predict([stripes[7]]).tolist()
+        ['upright']
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 2,
+        preset: str = "auto",
+        components: int | Sequence[int] | None = None,
+        dimensions: int | Sequence[int] | None = None,
+        bin_sizes: Sequence[int] | None = None,
+        step: int | None = None,
+        upsample: int | None = None,
+        max_pixels: int | None = None,
+        padding: int | None = None,
+        position_weight: float | None = None,
+        windows: Sequence[int] | None = None,
+        stride: int | None = None,
+        stack_offset: float | None = None,
+        projection: str | None = None,
+        projection_size: int | None = None,
+        cross_fit: int | None = None,
+        color: bool | None = None,
+        training_descriptors: int | None = None,
+        iterations: int | None = None,
+        flips: bool | None = None,
+        C: float | Sequence[float] = (0.3, 1.0, 3.0, 10.0),
+        cv: int = 3,
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.depth = depth
+        self.preset = preset
+        self.components = components
+        self.dimensions = dimensions
+        self.bin_sizes = bin_sizes
+        self.step = step
+        self.upsample = upsample
+        self.max_pixels = max_pixels
+        self.padding = padding
+        self.position_weight = position_weight
+        self.windows = windows
+        self.stride = stride
+        self.stack_offset = stack_offset
+        self.projection = projection
+        self.projection_size = projection_size
+        self.cross_fit = cross_fit
+        self.color = color
+        self.training_descriptors = training_descriptors
+        self.iterations = iterations
+        self.flips = flips
+        self.C = C
+        self.cv = cv
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    @classmethod
+    def paper(cls, **parameters: Any) -> Self:
+        """Make a classifier with the settings of the 2013 paper.
+
+        Args:
+            **parameters: Other parameters of the constructor.
+
+        Returns:
+            An unfitted classifier.
+        """
+        return cls(preset="paper", **parameters)
+
+    @classmethod
+    def small_images(cls, **parameters: Any) -> Self:
+        """Make a classifier for images of about 28 x 28 to 96 x 96 pixels.
+
+        Args:
+            **parameters: Other parameters of the constructor.
+
+        Returns:
+            An unfitted classifier.
+        """
+        return cls(preset="small", **parameters)
+
+    def fit(self, images: Any, y: Any, *, progress: Progress | None = None) -> Self:
+        """Learn the network and the classifier.
+
+        An interrupted fit leaves the estimator as it was. A parameter, an image or labels that cannot be used are named
+        by a ValueError.
+
+        Args:
+            images: A list of arrays or paths, or one array (n, H, W) or (n, H, W, 3).
+            y: Labels, (n,), of at least two classes.
+            progress: Called as ``progress(stage, done, total)``.
+
+        Returns:
+            The classifier itself.
+        """
+        costs, images = self._checked_costs(), ImageList(images)
+        classes, labels = _check_labels(y, len(images))
+        settings = self._settings(images)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        report = _reporter(self.verbose, progress)
+
+        count, images = len(images), _prepared(images, settings)
+        network, folds = fit_network(images, labels, settings, seed=seed, n_jobs=self.n_jobs, progress=report)
+        if settings.flips:
+            images, labels, folds = images.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
+        encodings = np.empty((len(images), network.num_features), dtype=np.float32)
+        empty = encode_images(network, images, encodings, folds=folds, n_jobs=self.n_jobs, progress=report)
+        _warn_empty(empty, len(images))
+        svm = select_svm(encodings, labels, costs, folds=self.cv, groups=np.arange(len(images)) % count, seed=seed)
+        # Training's other projections are of no further use.
+        network = replace(network, projections=tuple(p[-1:].clone() for p in network.projections))
+
+        self.classes_ = classes
+        self.settings_ = settings
+        self.network_ = network
+        self.coef_, self.intercept_ = svm.coef, svm.intercept
+        self.C_, self.temperature_ = svm.cost, svm.temperature
+        return self
+
+    def decision_function(self, images: Any) -> np.ndarray:
+        """Score images.
+
+        Args:
+            images: As for `fit`.
+
+        Returns:
+            (n, C), or (n,) for two classes: positive for ``classes_[1]``.
+        """
+        check_is_fitted(self)
+        prepared = _prepared(ImageList(images), self.settings_)
+        coef, intercept = torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_)
+
+        def score(batch: Batch) -> tuple[Tensor, int]:
+            encodings = self.network_.encode(prepared.load(batch))
+            return encodings @ coef.T + intercept, int((encodings == 0).all(dim=1).sum())
+
+        scores = np.empty((len(prepared), len(intercept)), dtype=np.float32)
+        report = _reporter(self.verbose, None)
+        empty = 0
+        for batch, (rows, zeros) in map_batches(
+            score, prepared.batches(), n_jobs=self.n_jobs, progress=report, stage="predict"
+        ):
+            scores[list(batch.indices)] = rows.numpy()
+            empty += zeros
+        _warn_empty(empty, len(prepared))
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Classify images.
+
+        Args:
+            images: As for `fit`.
+
+        Returns:
+            Labels, (n,).
+        """
+        scores = self.decision_function(images)
+        winners = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[winners])
+
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Estimate class probabilities: a softmax of the scores, its temperature fitted on held-out folds.
+
+        Args:
+            images: As for `fit`.
+
+        Returns:
+            (n, C) in the order of ``classes_``, rows summing to one.
+        """
+        scores = self.decision_function(images)
+        if scores.ndim == 1:
+            scores = np.stack([-scores / 2, scores / 2], axis=1)
+        return probabilities(scores, self.temperature_)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the fitted classifier to a folder: config.json and weights.safetensors, all or nothing.
+
+        Args:
+            folder: Created; a model that is there is replaced once the new one is complete.
+        """
+        check_is_fitted(self)
+        parameters = {name: _plain(value) for name, value in self.get_params().items()}
+        config = {
+            "model": type(self).__name__,
+            "parameters": parameters,
+            "settings": self.settings_.to_config(),
+            "classes": self.classes_.tolist(),
+            "class_type": self.classes_.dtype.str,
+            "C": self.C_,
+            "temperature": self.temperature_,
+        }
+        tensors = network_tensors(self.network_)
+        tensors |= {"svm.coef": torch.as_tensor(self.coef_), "svm.intercept": torch.as_tensor(self.intercept_)}
+        write_folder(folder, config, tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read a classifier that `save` wrote. No code of the folder is run.
+
+        Args:
+            folder: Of the model.
+
+        Returns:
+            The fitted classifier, with the same scores bit for bit.
+
+        Raises:
+            ModelFolderError: If the folder is no model of this class and version, or damaged.
+        """
+        config, tensors = read_folder(folder)
+        if config.get("model") != cls.__name__:
+            raise ModelFolderError(f"{folder} holds a {config.get('model')!r}, expected a {cls.__name__!r}")
+        try:
+            model = cls(**config["parameters"])
+            model.settings_ = NetworkSettings.from_config(config["settings"])
+            model.classes_ = np.array(config["classes"], dtype=np.dtype(config["class_type"]))
+            model.C_, model.temperature_ = float(config["C"]), float(config["temperature"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFolderError(f"{folder} is damaged: config.json: {error!r}") from error
+        model.network_ = network_from_tensors(model.settings_, tensors)
+        rows = 1 if len(model.classes_) == 2 else len(model.classes_)
+        model.coef_ = take(tensors, "svm.coef", rows, model.network_.num_features).numpy()
+        model.intercept_ = take(tensors, "svm.intercept", rows).numpy()
+        if tensors:
+            raise ModelFolderError(f"{folder} is damaged: unknown tensors {sorted(tensors)}")
+        return model
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.no_validation = True
+        return tags
+
+    def _checked_costs(self) -> tuple[float, ...]:
+        costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
+        if not costs or not all(0 < cost < np.inf for cost in costs):
+            raise ValueError(f"C must be one positive number or several, got {self.C!r}")
+        if self.cv < 2:
+            raise ValueError(f"cv must be at least 2 folds, got {self.cv}")
+        return costs
+
+    def _settings(self, images: ImageList) -> NetworkSettings:
+        if self.preset not in {"auto", *PRESETS}:
+            raise ValueError(f"preset must be 'auto' or one of {sorted(PRESETS)}, got {self.preset!r}")
+        if self.depth < 1:
+            raise ValueError(f"depth must be at least 1 layer, got {self.depth}")
+        side = images.typical_side
+        settings = PRESETS[choose_preset(side) if self.preset == "auto" else self.preset].with_depth(self.depth)
+        if self.preset == "auto" and side < _SMALL_SIDE:
+            settings = replace(settings, upsample=int(np.ceil(_TARGET_SIDE / side)))
+        chosen = {name: getattr(self, name) for name in _OVERRIDES if getattr(self, name) is not None}
+        for name, value in chosen.items():
+            if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+                chosen[name] = tuple(int(entry) for entry in value)
+            elif name in _PER_LAYER:
+                chosen[name] = (int(value),) * self.depth
+        return replace(settings, **chosen)
+
+
+# Sides below the first are enlarged to the second by the preset "auto": SIFT needs room for 4 x 4 bins.
+_SMALL_SIDE = 24
+_TARGET_SIDE = 28
+
+
+def _prepared(images: ImageList, settings: NetworkSettings) -> ImageList:
+    return images.prepared(max_pixels=settings.max_pixels, upsample=settings.upsample, padding=settings.padding)
+
+
+def _check_labels(y: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise ValueError(f"y must be a list of labels, one an image, got shape {labels.shape}")
+    if len(labels) != count:
+        raise ValueError(f"y must hold one label an image, got {len(labels)} labels for {count} images")
+    check_classification_targets(labels)
+    classes, indices = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least two classes, got only {classes[0]}: there is nothing to tell apart")
+    return classes, indices
+
+
+def _warn_empty(empty: int, total: int) -> None:
+    if empty:
+        warnings.warn(
+            f"{empty} of {total} images are too small for a single descriptor and have zero encodings: use a smaller "
+            "bin_sizes or a larger upsample",
+            stacklevel=3,
+        )
+
+
+def _reporter(verbose: int, progress: Progress | None) -> Progress | None:
+    """Return what reports progress: if wanted, a line a stage on the standard error stream."""
+    if not verbose:
+        return progress
+
+    def report(stage: str, done: int, total: int) -> None:
+        if done == total:
+            sys.stderr.write(f"[DeepFisherNetwork] {stage}: {done} of {total}\n")
+        if progress is not None:
+            progress(stage, done, total)
+
+    return report
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON can hold it; a live random generator is not kept."""
+    if isinstance(value, np.ndarray | tuple | list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return None if isinstance(value, np.random.RandomState) else value

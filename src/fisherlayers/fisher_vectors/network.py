@@ -1,0 +1,216 @@
+"""A fitted Deep Fisher Network: pure functions of a batch of images, and nothing that learns.
+
+    images -> descriptors -> [PCA, (x, y)] -> global Fisher vector 1 ─────────────┐
+                                  └> semi-local layer -> [PCA, (x, y)] -> global 2 ┼> concatenation
+    RGB    -> colour statistics -> [PCA, (x, y)] -> global Fisher vector ─────────┘
+
+A stage is the bracket together with its mixture. One stage is the shallow Fisher vector; each further stage sits on a
+semi-local layer above the one before it. `fisherlayers.fisher_vectors.training` learns all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherlayers.fisher_vectors.color import LocalColorStatistics
+from fisherlayers.fisher_vectors.descriptors import DescriptorExtractor, DescriptorGrid
+from fisherlayers.fisher_vectors.encoding import Assignment, append_positions, fisher_vectors
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture
+from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
+from fisherlayers.fisher_vectors.pca import PrincipalComponents
+from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
+from fisherlayers.fisher_vectors.settings import NetworkSettings
+from fisherlayers.fisher_vectors.sift import DenseSift
+
+__all__ = ["FisherNetwork", "FisherStage", "color_extractor", "grey_extractor", "join", "reduce_descriptors"]
+
+
+@dataclass(frozen=True)
+class FisherStage:
+    """PCA, coordinates and mixture of one layer.
+
+    Attributes:
+        components: PCA, D0 -> D.
+        position_weight: Factor of the appended (x, y); 0 appends nothing.
+        mixture: Over D, or D + 2, dimensions.
+    """
+
+    components: PrincipalComponents
+    position_weight: float
+    mixture: DiagonalMixture
+
+    @property
+    def num_outputs(self) -> int:
+        """Length of the stage's Fisher vector."""
+        return 2 * self.mixture.means.numel()
+
+    def prepare(self, grids: Sequence[DescriptorGrid]) -> list[DescriptorGrid]:
+        """Reduce descriptors by PCA and append their coordinates.
+
+        Args:
+            grids: Descriptors (B, rows, columns, D0).
+
+        Returns:
+            The same grids with descriptors (B, rows, columns, D or D + 2).
+        """
+        return [grid._replace(descriptors=self.reduce(grid.descriptors, grid.positions)) for grid in grids]
+
+    def reduce(self, descriptors: Tensor, positions: Tensor) -> Tensor:
+        """Reduce descriptors by PCA and append their coordinates.
+
+        Args:
+            descriptors: (..., N, D0).
+            positions: (x, y), (N, 2) or with as many leading dimensions as the descriptors.
+
+        Returns:
+            (..., N, D or D + 2).
+        """
+        return reduce_descriptors(self.components, descriptors, positions, self.position_weight)
+
+    def encode(self, grids: Sequence[DescriptorGrid], *, assignment: Assignment = "soft", power: bool = True) -> Tensor:
+        """Pool prepared descriptors over the whole image.
+
+        Args:
+            grids: From `prepare`, at least one (it may hold no position).
+            assignment: ``"soft"``, or ``"hard"`` as in the semi-local layer.
+            power: Whether the signed square root comes before the L2 normalisation.
+
+        Returns:
+            (B, 2 K D), zero for images without a descriptor.
+        """
+        descriptors = join(grids)
+        if descriptors.shape[1] == 0:
+            return descriptors.new_zeros(len(descriptors), self.num_outputs)
+        encodings = fisher_vectors(self.mixture, descriptors, assignment=assignment)
+        return l2_normalize(signed_power(encodings) if power else encodings)
+
+
+def reduce_descriptors(
+    components: PrincipalComponents, descriptors: Tensor, positions: Tensor, position_weight: float
+) -> Tensor:
+    """Reduce descriptors by PCA and append their weighted coordinates.
+
+    Args:
+        components: PCA, D0 -> D.
+        descriptors: (..., N, D0).
+        positions: (x, y), (N, 2) or with as many leading dimensions as the descriptors.
+        position_weight: Factor of the coordinates; 0 appends nothing.
+
+    Returns:
+        (..., N, D or D + 2).
+    """
+    reduced = components.transform(descriptors)
+    return append_positions(reduced, positions, weight=position_weight) if position_weight else reduced
+
+
+def join(grids: Sequence[DescriptorGrid]) -> Tensor:
+    """Gather the descriptors of all scales and positions.
+
+    Args:
+        grids: Descriptors (B, rows, columns, D).
+
+    Returns:
+        (B, N, D).
+    """
+    return torch.cat([grid.descriptors.flatten(1, 2) for grid in grids], dim=1)
+
+
+def grey_extractor(settings: NetworkSettings) -> DescriptorExtractor:
+    """Return the extractor below the first stage.
+
+    Args:
+        settings: Bin sizes and step are read.
+
+    Returns:
+        Dense SIFT.
+    """
+    return DenseSift(bin_sizes=settings.bin_sizes, step=settings.step)
+
+
+def color_extractor(settings: NetworkSettings) -> DescriptorExtractor:
+    """Return the extractor of the colour stream.
+
+    Args:
+        settings: Bin sizes and step are read.
+
+    Returns:
+        Local colour statistics at the scales of SIFT.
+    """
+    return LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)
+
+
+@dataclass(frozen=True)
+class FisherNetwork:
+    """The fitted stages and the projections between them.
+
+    Attributes:
+        settings: What the network was made of.
+        stages: One a layer.
+        projections: W of each semi-local layer, (F, h, 2 K D); the last of the F is for images that no W was
+            learned on, the others are those of the cross-fitting folds and exist only while the network is fitted.
+        color: The colour stage, or None.
+    """
+
+    settings: NetworkSettings
+    stages: tuple[FisherStage, ...]
+    projections: tuple[Tensor, ...] = ()
+    color: FisherStage | None = None
+
+    @property
+    def num_features(self) -> int:
+        """Length of an image's encoding."""
+        stages = (*self.stages, *([] if self.color is None else [self.color]))
+        return sum(stage.num_outputs for stage in stages)
+
+    def grids(self, images: Tensor, *, level: int, fold: int = -1) -> list[DescriptorGrid]:
+        """Compute the descriptors that enter a stage, before its PCA.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], C = 1 or 3.
+            level: Stage, from 0; stages and projections below it must be there.
+            fold: Which W to use; -1 for images that no W was learned on.
+
+        Returns:
+            One grid a scale and window; a single grid without positions where the images are too small.
+        """
+        grids = grey_extractor(self.settings)(images)
+        for below in range(level):
+            grids = self._above(below, self.stages[below].prepare(grids), fold)
+        return grids
+
+    def encode(self, images: Tensor, *, fold: int = -1) -> Tensor:
+        """Compute the multi-layer descriptor.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], C = 1 or 3.
+            fold: Which W to use; -1 for images that no W was learned on.
+
+        Returns:
+            (B, `num_features`): the global Fisher vectors of all layers, then of colour; of unit length unless some
+            are zero.
+        """
+        encodings = []
+        grids = grey_extractor(self.settings)(images)
+        for level, stage in enumerate(self.stages):
+            prepared = stage.prepare(grids)
+            encodings.append(stage.encode(prepared))
+            if level < len(self.projections):
+                grids = self._above(level, prepared, fold)
+        if self.color is not None:
+            grids = color_extractor(self.settings)(images.expand(-1, 3, -1, -1))
+            encodings.append(self.color.encode(self.color.prepare(grids)))
+        return torch.cat(encodings, dim=1) / len(encodings) ** 0.5
+
+    def _above(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
+        settings = self.settings
+        pooling = SemiLocalPooling(settings.windows, settings.stride, settings.stack_offset)
+        projection = self.projections[level][fold]
+        grids = pooling(prepared, self.stages[level].mixture, projection)
+        if grids:
+            return grids
+        empty = prepared[0].descriptors.new_empty(len(prepared[0].descriptors), 0, 0, 4 * len(projection))
+        return [DescriptorGrid(empty, prepared[0].positions.new_empty(0, 0, 2), prepared[0].scale)]

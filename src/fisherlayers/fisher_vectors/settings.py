@@ -1,0 +1,191 @@
+"""The settings of a Deep Fisher Network: one frozen record that JSON can hold, and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+__all__ = ["PRESETS", "NetworkSettings", "choose_preset"]
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a network is made of; the defaults are those of preset ``"photos"``.
+
+    Attributes:
+        depth: Number of Fisher layers that are globally pooled: 1 is the shallow Fisher vector, 2 the paper's network.
+        bin_sizes: SIFT's scales: side of one of the 4 x 4 bins, in pixels after resampling.
+        step: Distance of neighbouring descriptors, in pixels after resampling.
+        upsample: Factor by which every image is enlarged first.
+        max_pixels: Images that are larger (after `upsample`) are reduced to this number of pixels.
+        padding: Pixels by which the border is continued outwards, so that descriptors reach the edge.
+        components: K, the components of each layer's mixture; `depth` entries.
+        dimensions: Descriptor dimensions of each layer after PCA; `depth` entries.
+        position_weight: Factor of the coordinates (x, y) in [-0.5, 0.5] appended at every layer; 0 leaves them out.
+        windows: Sides q of the semi-local windows, in grid positions.
+        stride: Step delta of the windows, in grid positions.
+        stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window; 0 is adjacent (the paper's).
+        projection: How the rows of W are learned: see `fisherlayers.fisher_vectors.projection`.
+        projection_size: Rows of W; None takes all that `projection` gives, more are filled up by PCA directions.
+        projection_cost: C of the SVMs whose weights are the rows of W.
+        projection_images: Largest number of training images that W is learned on.
+        cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
+        color: Whether a shallow Fisher vector of colour statistics is added for RGB images.
+        color_components: K of the colour mixture.
+        color_dimensions: Dimensions of the colour statistics after PCA.
+        training_descriptors: Sample size for each PCA and mixture.
+        iterations: EM iterations of each mixture.
+        flips: Whether every training image is also used mirrored left to right.
+    """
+
+    depth: int = 2
+    bin_sizes: tuple[int, ...] = (4, 6, 8, 10)
+    step: int = 4
+    upsample: int = 1
+    max_pixels: int = 100_000
+    padding: int = 0
+    components: tuple[int, ...] = (256, 256)
+    dimensions: tuple[int, ...] = (80, 80)
+    position_weight: float = 1.0
+    windows: tuple[int, ...] = (5,)
+    stride: int = 1
+    stack_offset: float = 1.0
+    projection: str = "one-vs-one"
+    projection_size: int | None = None
+    projection_cost: float = 1.0
+    projection_images: int = 10_000
+    cross_fit: int = 3
+    color: bool = True
+    color_components: int = 128
+    color_dimensions: int = 48
+    training_descriptors: int = 200_000
+    iterations: int = 20
+    flips: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no meaning.
+
+        Raises:
+            ValueError: Names the setting.
+        """
+        for name in ("components", "dimensions"):
+            if len(getattr(self, name)) != self.depth:
+                raise ValueError(
+                    f"{name} must hold one number a layer: expected {self.depth} (depth), got {getattr(self, name)}"
+                )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if any(entry < least for entry in (value if isinstance(value, tuple) else (value,))) or value == ():
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.projection_cost <= 0:
+            raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
+        if self.projection_size is not None and self.projection_size < 1:
+            raise ValueError(f"projection_size must be at least 1 row, or None for all, got {self.projection_size}")
+
+    def with_depth(self, depth: int) -> NetworkSettings:
+        """Return the settings of a network of another depth; new layers repeat the last one.
+
+        Args:
+            depth: At least 1.
+
+        Returns:
+            Settings whose per-layer entries number `depth`.
+        """
+
+        def fit(entries: tuple[int, ...]) -> tuple[int, ...]:
+            return (entries + entries[-1:] * depth)[:depth]
+
+        return replace(self, depth=depth, components=fit(self.components), dimensions=fit(self.dimensions))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the settings as JSON can hold them.
+
+        Returns:
+            Name -> value, tuples as lists.
+        """
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NetworkSettings:
+        """Rebuild settings from what `to_config` returned.
+
+        Args:
+            config: Name -> value.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: If a setting is unknown or missing.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(config) != names:
+            raise ValueError(
+                f"settings do not fit this version: unknown {sorted(set(config) - names)}, "
+                f"missing {sorted(names - set(config))}"
+            )
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+        return cls(**values)
+
+
+_LEAST: dict[str, float] = {
+    "depth": 1,
+    "bin_sizes": 1,
+    "step": 1,
+    "upsample": 1,
+    "max_pixels": 1,
+    "padding": 0,
+    "components": 1,
+    "dimensions": 1,
+    "position_weight": 0,
+    "windows": 1,
+    "stride": 1,
+    "stack_offset": 0,
+    "projection_images": 1,
+    "cross_fit": 1,
+    "color_components": 1,
+    "color_dimensions": 1,
+    "training_descriptors": 1,
+    "iterations": 1,
+}
+
+PRESETS: dict[str, NetworkSettings] = {
+    "photos": NetworkSettings(),
+    # Small images leave few positions: fine bins on a dense grid that reaches over the edge, and small mixtures.
+    "small": NetworkSettings(
+        bin_sizes=(2, 3, 4, 6),
+        step=2,
+        padding=4,
+        components=(64, 64),
+        dimensions=(64, 64),
+        windows=(3,),
+        color_components=64,
+    ),
+    # Simonyan, Vedaldi and Zisserman 2013: 24 x 24 patches at 5 scales of ratio sqrt(2), stride 3.
+    "paper": NetworkSettings(
+        bin_sizes=(4, 6, 8, 12, 17),
+        step=3,
+        components=(256, 256),
+        dimensions=(128, 200),
+        windows=(5, 7, 9, 11),
+        stride=2,
+        stack_offset=0.0,
+        projection="one-vs-rest",
+        cross_fit=1,
+        color_components=256,
+        color_dimensions=64,
+    ),
+}
+
+
+def choose_preset(side: float) -> str:
+    """Return the preset for images of a size.
+
+    Args:
+        side: Typical side in pixels: the square root of the median area.
+
+    Returns:
+        ``"small"`` up to 96 pixels, ``"photos"`` above.
+    """
+    return "small" if side <= 96 else "photos"

@@ -1,0 +1,195 @@
+"""The network's pipeline against the functions that it is made of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fisher_vectors.texture_images import textures
+from fisherlayers.fisher_vectors.color import LocalColorStatistics
+from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
+from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.network import join
+from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
+from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
+from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, choose_preset
+from fisherlayers.fisher_vectors.sift import DenseSift
+from fisherlayers.fisher_vectors.training import encode_images, fit_network
+
+SETTINGS = NetworkSettings(
+    bin_sizes=(3, 4),
+    step=3,
+    components=(4, 5),
+    dimensions=(8, 6),
+    windows=(2, 3),
+    training_descriptors=2000,
+    color_components=3,
+    color_dimensions=5,
+    iterations=5,
+)
+
+
+def fitted(settings, images, labels, **kwargs):
+    prepared = ImageList(images).prepared(
+        max_pixels=settings.max_pixels, upsample=settings.upsample, padding=settings.padding
+    )
+    indices = np.unique(labels, return_inverse=True)[1]
+    return *fit_network(prepared, indices, settings, **kwargs), prepared
+
+
+@pytest.fixture(scope="module")
+def grey():
+    images, labels = textures(5)
+    return fitted(SETTINGS, images, labels, seed=3)
+
+
+def test_one_layer_is_the_shallow_fisher_vector_bit_for_bit():
+    images, labels = textures(5)
+    network, _, prepared = fitted(SETTINGS.with_depth(1), images, labels)
+    batch = prepared.load(prepared.batches()[0])
+    (stage,) = network.stages
+    rows = []
+    for grid in DenseSift(bin_sizes=(3, 4), step=3)(batch):
+        reduced = (grid.descriptors - stage.components.mean) @ stage.components.basis
+        rows.append(append_positions(reduced, grid.positions).flatten(1, 2))
+    expected = l2_normalize(signed_power(fisher_vectors(stage.mixture, torch.cat(rows, dim=1))))
+    assert torch.equal(network.encode(batch), expected)
+
+
+def test_first_layer_of_a_deep_network_is_the_shallow_one(grey):
+    network, _, prepared = grey
+    batch = prepared.load(prepared.batches()[0])
+    shallow, _, _ = fitted(SETTINGS.with_depth(1), *textures(5), seed=3)
+    first = shallow.num_features
+    torch.testing.assert_close(network.encode(batch)[:, :first] * 2**0.5, shallow.encode(batch))
+
+
+def test_second_layer_is_made_of_the_semi_local_layer(grey):
+    network, _, prepared = grey
+    batch = prepared.load(prepared.batches()[0])
+    first, second = network.stages
+    below = first.prepare(DenseSift(bin_sizes=(3, 4), step=3)(batch))
+    pooled = SemiLocalPooling((2, 3), 1, 1.0)(below, first.mixture, network.projections[0][-1])
+    assert len(pooled) == 4
+    reduced = [
+        append_positions((g.descriptors - second.components.mean) @ second.components.basis, g.positions).flatten(1, 2)
+        for g in pooled
+    ]
+    expected = l2_normalize(signed_power(fisher_vectors(second.mixture, torch.cat(reduced, dim=1))))
+    torch.testing.assert_close(network.encode(batch)[:, first.num_outputs :] * 2**0.5, expected)
+
+
+def test_sizes(grey):
+    network, _, _ = grey
+    assert network.projections[0].shape == (4, 6, 2 * 4 * 10)
+    assert network.num_features == 2 * 4 * 10 + 2 * 5 * 8
+
+
+def test_without_coordinates_the_order_of_descriptors_is_of_no_importance():
+    images, labels = textures(5)
+    network, _, prepared = fitted(replace(SETTINGS.with_depth(1), position_weight=0.0), images, labels)
+    (stage,) = network.stages
+    grids = stage.prepare(network.grids(prepared.load(prepared.batches()[0]), level=0))
+    order = torch.randperm(join(grids).shape[1], generator=torch.Generator().manual_seed(0))
+    shuffled = grids[0]._replace(descriptors=join(grids)[:, order, None])
+    torch.testing.assert_close(stage.encode([shuffled]), stage.encode(grids), rtol=1e-4, atol=1e-5)
+
+
+def test_encodings_of_training_images_use_the_projection_of_their_fold(grey):
+    network, folds, prepared = grey
+    assert sorted(np.bincount(folds)) == [4, 8, 8]
+    encodings = np.empty((20, network.num_features), np.float32)
+    assert encode_images(network, prepared, encodings, folds=folds) == 0
+    for index in (0, 7, 19):
+        (batch,) = prepared.batches(indices=[index])
+        own = network.encode(prepared.load(batch), fold=int(folds[index]))[0]
+        other = network.encode(prepared.load(batch))[0]
+        np.testing.assert_allclose(encodings[index], own, atol=1e-5)
+        assert float((own - other).abs().max()) > 1e-3
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    images, labels = textures(5)
+    stores = []
+    for n_jobs in (1, 2):
+        network, folds, prepared = fitted(SETTINGS, images, labels, seed=1, n_jobs=n_jobs)
+        store = np.empty((20, network.num_features), np.float32)
+        encode_images(network, prepared, store, folds=folds, n_jobs=n_jobs)
+        stores.append(store)
+    assert np.array_equal(*stores)
+    assert np.isfinite(stores[0]).all()
+
+
+def test_colour_stream():
+    images, labels = textures(5)
+    colour = [np.stack([image, image[::-1], 1 - image], axis=-1) for image in images]
+    network, _, prepared = fitted(SETTINGS, [*colour[:10], *images[10:]], labels)
+    assert network.color is not None
+    (batch,) = prepared.batches(indices=[3])
+    pixels = prepared.load(batch)
+    grids = network.color.prepare(LocalColorStatistics(bin_sizes=(3, 4), step=3)(pixels))
+    expected = l2_normalize(signed_power(fisher_vectors(network.color.mixture, join(grids))))
+    torch.testing.assert_close(network.encode(pixels)[:, -expected.shape[1] :] * 3**0.5, expected)
+    without, _, _ = fitted(replace(SETTINGS, color=False), colour, labels)
+    assert without.color is None
+
+
+def test_three_layers():
+    images, labels = textures(4)
+    settings = replace(SETTINGS.with_depth(3), windows=(2,), step=2)
+    network, folds, prepared = fitted(settings, images, labels)
+    store = np.empty((16, network.num_features), np.float32)
+    encode_images(network, prepared, store, folds=folds)
+    assert [len(network.stages), len(network.projections)] == [3, 2]
+    np.testing.assert_allclose(np.linalg.norm(store, axis=1), 1, rtol=1e-5)
+
+
+def test_images_too_small_for_a_layer_have_zeros_there(grey):
+    network, _, _ = grey
+    first = network.stages[0].num_outputs
+    barely = network.encode(torch.rand(1, 1, 13, 13, generator=torch.Generator().manual_seed(0)))
+    assert float(barely[:, :first].norm()) == pytest.approx(2**-0.5)
+    assert float(barely[:, first:].norm()) == 0
+    assert float(network.encode(torch.rand(1, 1, 1, 1)).norm()) == 0
+
+
+def test_progress_names_every_stage():
+    images, labels = textures(3)
+    calls = []
+    fitted(SETTINGS, images, labels, progress=lambda *call: calls.append(call))
+    stages = list(dict.fromkeys(stage for stage, _, _ in calls))
+    assert stages == [
+        "layer 1: descriptors",
+        "layer 1: mixture",
+        "layer 1: projection",
+        "layer 2: descriptors",
+        "layer 2: mixture",
+    ]
+    assert all(0 < done <= total for _, done, total in calls)
+
+
+def test_too_few_descriptors():
+    images, labels = textures(2, size=13)
+    with pytest.raises(ValueError, match="layer 1 has 400 components but the images give only"):
+        fitted(replace(SETTINGS, components=(400, 4)), images, labels)
+
+
+def test_settings_survive_json_and_refuse_nonsense():
+    for settings in PRESETS.values():
+        assert NetworkSettings.from_config(settings.to_config()) == settings
+    assert SETTINGS.with_depth(1).components == (4,)
+    assert SETTINGS.with_depth(3).dimensions == (8, 6, 6)
+    assert [choose_preset(side) for side in (8, 96, 97)] == ["small", "small", "photos"]
+    with pytest.raises(ValueError, match="components must hold one number a layer: expected 2"):
+        replace(SETTINGS, components=(4,))
+    with pytest.raises(ValueError, match="step must be at least 1, got 0"):
+        replace(SETTINGS, step=0)
+    with pytest.raises(ValueError, match="bin_sizes must be at least 1, got \\(3, 0\\)"):
+        replace(SETTINGS, bin_sizes=(3, 0))
+    with pytest.raises(ValueError, match="projection_cost must be positive"):
+        replace(SETTINGS, projection_cost=0.0)
+    with pytest.raises(ValueError, match="projection_size must be at least 1"):
+        replace(SETTINGS, projection_size=0)
+    with pytest.raises(ValueError, match=r"unknown \['extra'\], missing \['step'\]"):
+        NetworkSettings.from_config({k: v for k, v in SETTINGS.to_config().items() if k != "step"} | {"extra": 1})

@@ -1,0 +1,185 @@
+"""Model folders: the same scores after a round trip, a clear word on a damaged one, nothing half-written."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fisher_vectors.texture_images import textures
+from fisherlayers.fisher_vectors import DeepFisherNetwork
+from fisherlayers.fisher_vectors.persistence import ModelFolderError, read_folder, take, write_folder
+
+
+def small_model(labels_as=np.asarray):
+    images, labels = textures(5)
+    colour = [np.repeat(image[:, :, None], 3, axis=2) * [1, 0.7, 0.4] for image in images]
+    quick = {"components": (3, 4), "dimensions": 6, "step": 4, "training_descriptors": 500}
+    return DeepFisherNetwork(**quick, random_state=0, iterations=2).fit(colour, labels_as(labels))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_round_trip_gives_the_same_bits(model, saved):
+    images, _ = textures(3, seed=1)
+    again = DeepFisherNetwork.load(saved)
+    assert np.array_equal(again.decision_function(images), model.decision_function(images))
+    assert np.array_equal(again.predict_proba(images), model.predict_proba(images))
+    assert again.settings_ == model.settings_
+    assert {k: v for k, v in again.get_params().items() if v is not None} == {
+        k: list(v) if isinstance(v, tuple) else v for k, v in model.get_params().items() if v is not None
+    }
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "labels_as",
+    [
+        lambda labels: labels.astype(object),
+        lambda labels: np.unique(labels, return_inverse=True)[1] + 7,
+        lambda labels: labels == "upright",
+    ],
+)
+def test_classes_keep_their_type(labels_as, tmp_path):
+    model = small_model(labels_as)
+    model.save(tmp_path / "m")
+    again = DeepFisherNetwork.load(tmp_path / "m")
+    assert again.classes_.dtype == model.classes_.dtype
+    assert again.classes_.tolist() == model.classes_.tolist()
+    assert again.coef_.shape == model.coef_.shape
+
+
+def test_saving_again_replaces_the_model(model, saved):
+    other = DeepFisherNetwork(components=2, dimensions=4, depth=1, step=4, random_state=0).fit(*textures(4))
+    other.save(saved)
+    assert DeepFisherNetwork.load(saved).settings_.depth == 1
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_other_folders_are_not_replaced(model, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="thesis exists and is no model folder"):
+        model.save(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    with pytest.raises(OSError, match=r"cannot save the model to .*nowhere.*No such file"):
+        model.save(tmp_path / "nowhere" / "model")
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_full_disk_leaves_the_old_model(model, saved, monkeypatch, failing_call):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing_call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fisherlayers.fisher_vectors.persistence.os.fsync", full)
+    with pytest.raises(OSError, match=r"cannot save the model to .*model.*No space left on device") as caught:
+        model.save(saved)
+    assert caught.value.errno == errno.ENOSPC
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_failing_rename_brings_the_old_model_back(model, saved, monkeypatch):
+    def broken(self, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        model.save(saved)
+    monkeypatch.undo()
+    assert DeepFisherNetwork.load(saved).classes_.tolist() == model.classes_.tolist()
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_interrupted_save_leaves_nothing(model, tmp_path, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fisherlayers.fisher_vectors.persistence.os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_folders(saved):
+    weights = (saved / "weights.safetensors").read_bytes()
+
+    def refuses(message):
+        with pytest.raises(ModelFolderError, match=message):
+            DeepFisherNetwork.load(saved)
+
+    (saved / "weights.safetensors").write_bytes(weights[:-1])
+    refuses("does not match its checksum")
+    (saved / "weights.safetensors").unlink()
+    refuses(r"cannot read weights.safetensors: No such file")
+    (saved / "weights.safetensors").write_bytes(weights)
+    config = (saved / "config.json").read_text()
+    for changes, message in [
+        ({"version": 99}, "has version 99, this release reads 1"),
+        ({"format": "other"}, "is not of format 'fisherlayers'"),
+        ({"model": "Other"}, "holds a 'Other', expected a 'DeepFisherNetwork'"),
+        ({"settings": {}}, "settings do not fit this version"),
+        ({"parameters": {"unknown": 1}}, "unexpected keyword argument 'unknown'"),
+        ({"temperature": "warm"}, "could not convert string to float"),
+        ({"classes": [1, 2, 3]}, "tensor 'svm.coef' has shape"),
+    ]:
+        edit(saved, **changes)
+        refuses(message)
+        (saved / "config.json").write_text(config)
+    (saved / "config.json").write_text(config[:-9])
+    refuses("config.json is not JSON")
+    (saved / "config.json").unlink()
+    refuses("cannot read config.json")
+    with pytest.raises(ModelFolderError, match="there is no such folder"):
+        DeepFisherNetwork.load(saved / "nowhere")
+
+
+def test_damaged_tensors(saved):
+    config, tensors = read_folder(saved)
+
+    def refuses(changed, message):
+        write_folder(saved, config, changed)
+        with pytest.raises(ModelFolderError, match=message):
+            DeepFisherNetwork.load(saved)
+
+    name = "stage.1.means"
+    refuses({k: v for k, v in tensors.items() if k != name}, f"has no tensor '{name}'")
+    refuses(tensors | {name: tensors[name][:, 1:]}, f"tensor '{name}' has shape")
+    refuses(tensors | {name: tensors[name] * torch.nan}, f"tensor '{name}' holds NaN")
+    refuses(tensors | {"stage.0.variances": -tensors["stage.0.variances"]}, "the mixture of 'stage.0': variances")
+    refuses(tensors | {"more": torch.zeros(1)}, r"unknown tensors \['more'\]")
+
+
+def test_weights_that_are_no_safetensors(saved):
+    (saved / "weights.safetensors").write_bytes(b"garbage")
+    edit(saved, weights_sha256=hashlib.sha256(b"garbage").hexdigest())
+    with pytest.raises(ModelFolderError, match=r"is damaged: cannot read weights.safetensors"):
+        DeepFisherNetwork.load(saved)
+
+
+def test_take_checks_the_number_of_axes():
+    with pytest.raises(ModelFolderError, match=r"tensor 'a' has shape \(2,\), expected \('any', 3\)"):
+        take({"a": torch.zeros(2)}, "a", None, 3)

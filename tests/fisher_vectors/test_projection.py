@@ -1,0 +1,91 @@
+"""Learned projections against scikit-learn's SVM, one problem at a time."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from fisherlayers.fisher_vectors.projection import learn_projection, pair_targets, principal_rows, svm_rows
+from fisherlayers.fisher_vectors.svm import one_vs_rest
+
+
+def blobs(classes=4, each=12, features=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat(each)
+    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    return centres[labels] + torch.randn(len(labels), features, generator=generator, dtype=torch.float64), labels
+
+
+def peer_row(encodings, targets, cost):
+    """One separator by liblinear: its dual form, bias as the weight of a constant feature."""
+    used = targets != 0
+    peer = LinearSVC(C=cost, tol=1e-10, max_iter=100_000, random_state=0)
+    return torch.tensor(peer.fit(encodings[used].numpy(), targets[used].numpy()).coef_[0])
+
+
+def no_folds(labels):
+    return torch.full_like(labels, -1)
+
+
+@pytest.mark.parametrize("cost", [0.01, 1.0])
+def test_rows_are_the_separators_weights(cost):
+    encodings, labels = blobs()
+    for targets in (one_vs_rest(labels, 4), pair_targets(labels, 4)):
+        rows = svm_rows(encodings, targets, cost=cost)
+        expected = torch.stack([peer_row(encodings, column, cost) for column in targets.T])
+        torch.testing.assert_close(rows, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+def test_kinds_and_their_numbers_of_rows():
+    encodings, labels = blobs()
+    learn = {k: learn_projection(encodings, labels, no_folds(labels), kind=k) for k in ("one-vs-rest", "one-vs-one")}
+    both = learn_projection(encodings, labels, no_folds(labels), kind="both")
+    assert {kind: len(w[0]) for kind, w in learn.items()} == {"one-vs-rest": 4, "one-vs-one": 6}
+    torch.testing.assert_close(
+        both, torch.cat([learn["one-vs-rest"], learn["one-vs-one"]], dim=1), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_two_classes_have_one_direction():
+    encodings, labels = blobs(classes=2)
+    for kind in ("one-vs-rest", "one-vs-one", "both"):
+        (row,) = learn_projection(encodings, labels, no_folds(labels), kind=kind)[0]
+        margins = encodings @ row
+        assert margins[labels == 1].min() > margins[labels == 0].max()
+
+
+def test_cross_fitted_rows_do_not_know_their_fold():
+    encodings, labels = blobs()
+    folds = torch.arange(len(labels)) // 4 % 3
+    learned = learn_projection(encodings, labels, folds)
+    assert len(learned) == 4
+    torch.testing.assert_close(learned[3], learned[:3].mean(dim=0))
+    changed = encodings.clone()
+    changed[folds == 1] += 5.0
+    again = learn_projection(changed, labels, folds)
+    assert torch.equal(again[1], learned[1])
+    assert not torch.allclose(again[0], learned[0])
+
+
+def test_size_cuts_or_fills_up():
+    encodings, labels = blobs()
+    full = learn_projection(encodings, labels, no_folds(labels))[0]
+    assert torch.equal(learn_projection(encodings, labels, no_folds(labels), size=3)[0], full[:3])
+    larger = learn_projection(encodings, labels, no_folds(labels), size=9)[0]
+    assert torch.equal(larger[:6], full)
+    torch.testing.assert_close(larger[6:].norm(dim=1), full.norm(dim=1).mean().expand(3))
+
+
+def test_principal_rows_are_the_singular_vectors():
+    encodings, _ = blobs()
+    rows = principal_rows(encodings, 5)
+    expected = np.linalg.svd((encodings - encodings.mean(dim=0)).numpy(), full_matrices=False)[2][:5]
+    np.testing.assert_allclose(np.abs(rows.numpy() @ expected.T), np.eye(5), atol=1e-8)
+
+
+def test_bad_input():
+    encodings, labels = blobs()
+    with pytest.raises(ValueError, match="projection must be one of"):
+        learn_projection(encodings, labels, no_folds(labels), kind="lda")
+    with pytest.raises(ValueError, match="projection_size needs 48 principal directions"):
+        principal_rows(encodings, 48)
