@@ -157,6 +157,15 @@ def test_flips_are_used_in_training_only():
     assert gap < np.abs(both.decision_function(images) - both.decision_function(mirrored)).mean()
 
 
+def test_half_precision_of_encodings_and_nothing_held_out(model):
+    images, _ = textures(8, seed=8)
+    half = DeepFisherNetwork(**QUICK, encoding_dtype="float16").fit(*textures(8))
+    assert half.C_ == model.C_
+    np.testing.assert_allclose(half.decision_function(images), model.decision_function(images), atol=5e-3)
+    single = DeepFisherNetwork(**QUICK, C=model.C_, cv=0).fit(*textures(8))
+    assert np.array_equal(single.predict(images), model.predict(images))
+
+
 def test_tiny_images_are_counted(model):
     images, labels = textures(6)
     with pytest.warns(UserWarning, match="1 of 3 images are too small for a single descriptor"):
@@ -213,6 +222,8 @@ IMAGES, LABELS = textures(2)
         ({"C": ()}, IMAGES, LABELS, "C must be one positive number or several"),
         ({"C": (1.0, -1.0)}, IMAGES, LABELS, "C must be one positive number or several"),
         ({"cv": 1}, IMAGES, LABELS, "cv must be at least 2 folds"),
+        ({"cv": 0}, IMAGES, LABELS, "cv must be at least 2 folds, or 0 with a single C, got 0 with C"),
+        ({"encoding_dtype": "int8"}, IMAGES, LABELS, "encoding_dtype must be 'float32' or 'float16', got 'int8'"),
         ({"preset": "large"}, IMAGES, LABELS, "preset must be 'auto' or one of"),
         ({"depth": 0}, IMAGES, LABELS, "depth must be at least 1 layer"),
         ({"components": (4, 4, 4)}, IMAGES, LABELS, "components must hold one number a layer: expected 2"),

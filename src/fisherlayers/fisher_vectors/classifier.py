@@ -90,7 +90,10 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         iterations: EM iterations.
         flips: Whether training images are also used mirrored.
         C: Cost of the SVM; from several the best on held-out folds is taken.
-        cv: Folds for choosing C and for calibrating probabilities.
+        cv: Folds for choosing C and for calibrating probabilities. 0 holds nothing out: C must then be one number, and
+            probabilities are calibrated on training images, which makes them too sure.
+        encoding_dtype: Precision in which the encodings of the training images are held: ``"float32"``, or
+            ``"float16"``, which takes half the memory at next to no loss.
         random_state: Seed of all random choices.
         n_jobs: Threads over batches of images, in joblib's meaning; the result does not depend on it.
         verbose: 1 reports each stage on the standard error stream.
@@ -140,6 +143,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         flips: bool | None = None,
         C: float | Sequence[float] = (0.3, 1.0, 3.0, 10.0),
         cv: int = 3,
+        encoding_dtype: str = "float32",
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -166,6 +170,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.flips = flips
         self.C = C
         self.cv = cv
+        self.encoding_dtype = encoding_dtype
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -218,10 +223,14 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         network, folds = fit_network(images, labels, settings, seed=seed, n_jobs=self.n_jobs, progress=report)
         if settings.flips:
             images, labels, folds = images.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
-        encodings = np.empty((len(images), network.num_features), dtype=np.float32)
+        encodings = np.empty((len(images), network.num_features), dtype=self.encoding_dtype)
         empty = encode_images(network, images, encodings, folds=folds, n_jobs=self.n_jobs, progress=report)
         _warn_empty(empty, len(images))
+        if report is not None:
+            report("classifier", 0, 1)
         svm = select_svm(encodings, labels, costs, folds=self.cv, groups=np.arange(len(images)) % count, seed=seed)
+        if report is not None:
+            report("classifier", 1, 1)
         # Training's other projections are of no further use.
         network = replace(network, projections=tuple(p[-1:].clone() for p in network.projections))
 
@@ -350,8 +359,10 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
         if not costs or not all(0 < cost < np.inf for cost in costs):
             raise ValueError(f"C must be one positive number or several, got {self.C!r}")
-        if self.cv < 2:
-            raise ValueError(f"cv must be at least 2 folds, got {self.cv}")
+        if self.cv < 2 and not (self.cv == 0 and len(costs) == 1):
+            raise ValueError(f"cv must be at least 2 folds, or 0 with a single C, got {self.cv} with C = {self.C}")
+        if self.encoding_dtype not in {"float16", "float32"}:
+            raise ValueError(f"encoding_dtype must be 'float32' or 'float16', got {self.encoding_dtype!r}")
         return costs
 
     def _settings(self, images: ImageList) -> NetworkSettings:

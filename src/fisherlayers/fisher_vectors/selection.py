@@ -56,8 +56,8 @@ def select_svm(
         encodings: (n, F).
         labels: Class indices 0 .. C - 1, (n,).
         costs: Candidates for C.
-        folds: Folds of the cross-validation, fewer where a class has fewer images. With a single image in a class
-            nothing can be held out: the middle cost is taken, and the temperature comes from the training scores.
+        folds: Folds of the cross-validation, fewer where a class has fewer images. With 0, or a single image in a
+            class, nothing is held out: the middle cost is taken, and the temperature comes from the training scores.
         groups: Images of one group are held out together, such as an image and its mirror image, (n,); every image on
             its own if None. Members of a group have one label.
         seed: Of the folds.
