@@ -28,6 +28,7 @@ __all__ = [
     "RootError",
     "RootMethod",
     "inverse_square_root",
+    "low_rank_from_sketch",
     "low_rank_inverse_square_root",
     "root_residual",
 ]
@@ -119,9 +120,8 @@ def low_rank_inverse_square_root(
         Scale, basis and gains in the dtype of ``matrix``, the gains in ascending order.
 
     Raises:
-        RootError: If the matrix is singular and ``damping`` 0.
         ValueError: If the matrix is empty, not square, not finite or not symmetric, is negative along a direction of
-            the sketch, or an argument is out of its range.
+            the sketch, or an argument is out of its range. A matrix that is singular while ``damping`` is 0 raises ``RootError``.
     """
     values = _checked(matrix, damping)
     size = values.shape[-1]
@@ -131,12 +131,40 @@ def low_rank_inverse_square_root(
     omega = random_basis(size, rank, seed=seed).to(values.device) if basis is None else basis.to(values)
     if omega.shape[-2:] != (size, rank):
         raise ValueError(f"basis must have shape (..., {size}, {rank}), got {tuple(omega.shape)}")
-    shift = (torch.finfo(torch.float64).eps * trace).clamp_min(torch.finfo(torch.float64).tiny)
-    sketch = values @ omega + shift[..., None, None] * omega
-    core = omega.mT @ sketch
+    try:
+        low_rank = low_rank_from_sketch(values @ omega, omega, trace, damping=damping)
+    except ValueError:
+        raise ValueError(_not_positive(matrix)) from None
+    return LowRank(*(tensor.to(matrix.dtype) for tensor in low_rank))
+
+
+def low_rank_from_sketch(
+    sketch: Tensor, basis: Tensor, trace: Tensor, *, damping: float, precision: float = torch.finfo(torch.float64).eps
+) -> LowRank:
+    """Return the root of ``low_rank_inverse_square_root`` from F Ω alone, for whoever can multiply by F cheaply.
+
+    Args:
+        sketch: F Ω, (..., D, r), float64.
+        basis: Ω with orthonormal columns, (..., D, r), float64.
+        trace: tr F, (...), float64.
+        damping: Relative to the mean eigenvalue tr(F) / D; at least 0.
+        precision: Relative error of the sketch: the machine epsilon with which it was computed.
+
+    Returns:
+        Scale, basis and gains in float64, the gains in ascending order.
+
+    Raises:
+        RootError: If the matrix is singular and ``damping`` 0.
+        ValueError: If F is negative along a direction of the sketch.
+    """
+    size, rank = sketch.shape[-2:]
+    rounding = (torch.finfo(torch.float64).eps * trace).clamp_min(torch.finfo(torch.float64).tiny)
+    shift = (precision * trace).clamp_min(rounding)
+    sketch = sketch + shift[..., None, None] * basis
+    core = basis.mT @ sketch
     factor, failure = torch.linalg.cholesky_ex((core + core.mT) / 2)
     if bool(failure.any()):
-        raise ValueError(_not_positive(matrix))
+        raise ValueError("F must be positive semi-definite: it is negative along a direction of the sketch")
     half = torch.linalg.solve_triangular(factor, sketch.mT, upper=False).mT  # F ≈ half halfᵀ
     orthogonal, triangular = torch.linalg.qr(half)
     rotation, singular, _ = torch.linalg.svd(triangular)
@@ -146,9 +174,9 @@ def low_rank_inverse_square_root(
     gains = (leading + damp[..., None]).rsqrt()
     scale = (tail + damp).rsqrt() if rank < size else gains.amin(-1)
     smallest = torch.minimum(tail, leading[..., -1]) if rank < size else leading[..., -1]
-    if not bool((smallest + damp > 4 * size * shift).all()):
+    if not bool((smallest + damp > 4 * size * rounding).all()):
         raise RootError(f"the matrix is singular: raise damping (it is {damping})")
-    return LowRank(scale.to(matrix.dtype), (orthogonal @ rotation).to(matrix.dtype), gains.to(matrix.dtype))
+    return LowRank(scale, orthogonal @ rotation, gains)
 
 
 def random_basis(size: int, rank: int, *, seed: int = 0) -> Tensor:

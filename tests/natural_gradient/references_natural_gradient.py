@@ -25,7 +25,7 @@ class PreconditionedDescent:
             homogeneous = torch.cat([rows, torch.ones(len(rows), 1)], 1)
             self.moment[layer] = self.decay * self.moment.get(layer, 0) + homogeneous.T @ homogeneous
             self.total[layer] = self.decay * self.total.get(layer, 0) + len(rows)
-            if self.steps % self.refresh_every == 0:
+            if self.steps in turns(self.refresh_every, self.steps):
                 self.inverse[layer] = damped_inverse(
                     self.moment[layer] / self.total[layer], self.damping, centred=layer.bias is not None
                 )
@@ -41,6 +41,14 @@ class PreconditionedDescent:
                 if layer.bias is not None:
                     layer.bias -= change[:, -1]
         self.steps += 1
+
+
+def turns(every, until):
+    """The steps of the refreshes: 0, 1, 2, 4, 8, ... until they are ``every`` apart."""
+    steps = [0, 1]
+    while steps[-1] < until:
+        steps.append(steps[-1] + min(every, steps[-1]))
+    return steps
 
 
 def damped_inverse(moment, damping, *, centred):

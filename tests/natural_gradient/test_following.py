@@ -35,12 +35,15 @@ def test_statistics_are_the_covariance_of_what_the_layer_saw():
 
 def test_observed_and_refreshed_in_turn():
     model, (inputs, targets) = reconstruct(perceptron(), decay=1.0, statistics_every=2, refresh_every=3), vectors()
-    optimizer, fisher, seen = sgd(model), fisher_of(model[0]), []
-    for _ in range(8):
+    optimizer, fisher, observed, refreshed = sgd(model), fisher_of(model[0]), [], []
+    for step in range(15):
+        before = fisher.information.count.clone()
         train(model, optimizer, inputs, targets, 1)
-        seen.append((float(fisher.information.count) / len(inputs), fisher.refreshed_at))
-    # Observed at steps 0, 2, 4, 6; refreshed at 0 and at the first steps with news that are 3 or more later.
-    assert seen == [(1, 0), (1, 0), (2, 0), (2, 3), (3, 3), (3, 3), (4, 6), (4, 6)]
+        observed += [step] if fisher.information.count > before else []
+        refreshed += [step] if fisher.refreshed_at == step else []
+    # At first 0, 1, 2, 4, ...; then every second and every third step. A refresh without news waits for them.
+    assert observed == [0, 1, 2, 4, 6, 8, 10, 12, 14]
+    assert refreshed == [0, 1, 2, 4, 7, 10, 13]
 
 
 def test_only_training_passes_with_gradients_count():

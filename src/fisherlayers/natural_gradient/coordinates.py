@@ -18,6 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fisherlayers.layer import Root
+from fisherlayers.natural_gradient.products import multiply, solve
 
 __all__ = [
     "Coordinates",
@@ -50,7 +51,7 @@ def value_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates
     Returns:
         W = W' S and b = d - W μ.
     """
-    plain = coordinates.root.multiply(weight)
+    plain = multiply(coordinates.root, weight)
     return plain, None if bias is None else bias - _times(plain, coordinates.mean)
 
 
@@ -65,7 +66,7 @@ def value_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinat
     Returns:
         W' = W S^(-1) and d = b + W μ.
     """
-    return coordinates.root.solve(weight), None if bias is None else bias + _times(weight, coordinates.mean)
+    return solve(coordinates.root, weight), None if bias is None else bias + _times(weight, coordinates.mean)
 
 
 def gradient_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Rows:
@@ -79,7 +80,7 @@ def gradient_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordina
     Returns:
         G = G' S^(-1) + g μᵀ and g.
     """
-    plain = coordinates.root.solve(weight)
+    plain = solve(coordinates.root, weight)
     return plain if bias is None else plain + _outer(bias, coordinates.mean), bias
 
 
@@ -95,7 +96,7 @@ def gradient_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordi
         G' = (G - g μᵀ) S and g.
     """
     centred = weight if bias is None else weight - _outer(bias, coordinates.mean)
-    return coordinates.root.multiply(centred), bias
+    return multiply(coordinates.root, centred), bias
 
 
 def change_value(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coordinates) -> Rows:

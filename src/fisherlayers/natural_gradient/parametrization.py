@@ -1,5 +1,6 @@
 """A layer's local Fisher layer: its state, and the parametrizations of weight and bias that read it."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, cast
 
@@ -11,6 +12,7 @@ from fisherlayers.information import DenseInformation
 from fisherlayers.layer import Root, identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.inputs import Layer, group_count, input_rows, row_size, to_rows
+from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, solve
 from fisherlayers.natural_gradient.roots import input_coordinates
 
 __all__ = ["FisherBias", "FisherWeight", "Settings", "attach", "detach", "fisher_of", "originals"]
@@ -59,6 +61,8 @@ class FisherWeight(nn.Module):
         self.register_buffer("origin", torch.zeros(*batch_shape, size, **like))
         self.register_buffer("mean", torch.zeros(*batch_shape, size, **like))
         self.register_buffer("shift", torch.zeros(*batch_shape, size, **like))  # mean S: b = d - W' shift
+        self._centres = layer.bias is not None
+        self._latest: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int, bool] | None = None
         self.steps = 0
         self.observed_at = -1
         self.refreshed_at = -1
@@ -73,7 +77,39 @@ class FisherWeight(nn.Module):
             W, of the same shape and dtype.
         """
         rows = to_rows(weight, self.groups).to(self.mean.dtype)
-        return self.root.multiply(rows).reshape(weight.shape).to(weight.dtype)
+        if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
+            plain, offset = multiply_and_shift(self.root, rows, self.shift)
+            plain = plain.reshape(weight.shape)
+            plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
+            self._latest = (weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
+            return plain
+        return multiply(self.root, rows).reshape(weight.shape).to(weight.dtype)
+
+    def offset(self, weight: Tensor) -> Tensor:
+        """Return W' S μ = W' · shift; free of charge just after ``forward``, as a layer reads weight and bias.
+
+        Args:
+            weight: W', (out, ...).
+
+        Returns:
+            (out,).
+        """
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            plain, source, version, grad_enabled = latest
+            used = plain()
+            if (
+                used is not None
+                and source() is weight
+                and (version, grad_enabled)
+                == (
+                    weight._version,
+                    torch.is_grad_enabled(),
+                )
+            ):
+                return cast("Tensor", used.offset)  # type: ignore[attr-defined]
+        rows = to_rows(weight, self.groups).to(self.shift.dtype)
+        return (rows @ self.shift.unsqueeze(-1)).flatten()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return W' = W S^(-1), and shift d so that assigning to the layer's weight leaves its bias b.
@@ -84,7 +120,7 @@ class FisherWeight(nn.Module):
         Returns:
             W', of the same shape and dtype.
         """
-        rows = self.root.solve(to_rows(weight, self.groups).to(self.mean.dtype))
+        rows = solve(self.root, to_rows(weight, self.groups).to(self.mean.dtype))
         bias = originals(self._layer[0])[1] if parametrize.is_parametrized(self._layer[0], "bias") else None
         if bias is not None:
             before = to_rows(originals(self._layer[0])[0], self.groups).to(self.mean.dtype)
@@ -99,14 +135,16 @@ class FisherWeight(nn.Module):
     @property
     def statistics_due(self) -> bool:
         """Whether a forward pass now is to be observed: a new step's turn, or a further chunk of the same step."""
-        since = self.steps - self.observed_at
-        return self.observed_at < 0 or since == 0 or since >= self.settings.statistics_every
+        return self.steps == self.observed_at or self._due(self.observed_at, self.settings.statistics_every)
 
     @property
     def refresh_due(self) -> bool:
-        """Whether there is news since the last refresh, and it is long enough ago."""
-        since = self.steps - self.refreshed_at
-        return self.observed_at > self.refreshed_at and (self.refreshed_at < 0 or since >= self.settings.refresh_every)
+        """Whether there is news since the last refresh, and its turn has come."""
+        return self.observed_at > self.refreshed_at and self._due(self.refreshed_at, self.settings.refresh_every)
+
+    def _due(self, last: int, every: int) -> bool:
+        # Inputs change fastest at the start: the turns are at steps 0, 1, 2, 4, 8, ... until ``every`` apart.
+        return last < 0 or self.steps - last >= min(every, max(last, 1))
 
     @torch.no_grad()
     def observe(self, layer: Layer, inputs: Tensor) -> None:
@@ -218,8 +256,7 @@ class FisherBias(nn.Module):
     def _offset(self) -> Tensor:
         weights: Any = cast("nn.ModuleDict", self._layer[0].parametrizations)["weight"]
         fisher: FisherWeight = weights[0]
-        rows = to_rows(weights.original, fisher.groups)
-        return (rows @ fisher.shift.to(rows.dtype).unsqueeze(-1)).flatten()
+        return fisher.offset(weights.original)
 
 
 def attach(layer: Layer, settings: Settings) -> None:

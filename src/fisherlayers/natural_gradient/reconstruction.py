@@ -58,8 +58,9 @@ def reconstruct(
         mode: Which Fisher information: ``"input"``, one per layer, from the layer's input.
         damping: Added to the covariance, relative to its mean eigenvalue; more than 0.
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
-        refresh_every: Optimizer steps between new roots, at least 1.
-        statistics_every: Optimizer steps between observed steps, at least 1; all batches of an observed step count.
+        refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
+        statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
+            observed step count.
         rank: Directions of the input that are treated one by one; None for all (a dense root, for layers up to a few
             hundred inputs), ``"auto"`` for whichever is cheaper.
         include: Patterns of module names, as ``fnmatch`` reads them; only matching layers are reconstructed.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_inverse_square_root
+from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
 from fisherlayers.layer import DenseRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 
@@ -29,37 +29,45 @@ def input_coordinates(
     Returns:
         Root and mean in the dtype of ``origin``; None if the input never varied.
     """
-    moment = second_moment.double()
-    shift = moment[..., -1, :-1]
-    mean = origin.double() + shift
-    covariance = moment[..., :-1, :-1] - _outer(shift)
-    covariance = (covariance + covariance.mT) / 2
-    information = covariance if centred else covariance + _outer(mean)
+    power, centre = second_moment[..., :-1, :-1], second_moment[..., -1, :-1].double()
+    mean = origin.double() + centre
+    # C, or E[x xᵀ], is the power around the origin with two outer products: no copy of a wide matrix is needed.
+    terms = [(-1.0, centre)] if centred else [(-1.0, centre), (1.0, mean)]
+    trace = _trace(power).double() + sum(sign * vector.square().sum(-1) for sign, vector in terms)
     size = mean.shape[-1]
-    # What rounding may have taken off the smallest eigenvalues is given back.
-    noise = 8 * torch.finfo(second_moment.dtype).eps * _trace(moment[..., :-1, :-1])
-    if not bool((_trace(information) > size * noise).all()):
+    rounding = 8 * torch.finfo(second_moment.dtype).eps
+    if not bool((trace > size * rounding * _trace(power)).all()):
         return None
-    information = information + torch.diag_embed(noise.unsqueeze(-1).expand_as(mean))
-    power = _trace(covariance) + mean.square().sum(-1)
-    root = _scaled_root(information, power, damping, previous, origin.dtype)
-    return Coordinates(root, (mean if centred else torch.zeros_like(mean)).to(origin.dtype))
-
-
-def _scaled_root(information: Tensor, power: Tensor, damping: float, previous: Root, dtype: torch.dtype) -> Root:
-    size = information.shape[-1]
     if isinstance(previous, LowRankRoot):
-        rank = previous.basis.shape[-1]
-        low = low_rank_inverse_square_root(information, rank=rank, damping=damping, basis=previous.basis)
-        ridge = damping * _trace(information) / size
-        # tr(S C S) with the eigenvalues that the root is made of: gain^(-2) - λ, and the same for all the others.
-        kept = (1 - ridge.unsqueeze(-1) * low.gains.square()).sum(-1)
-        c = (power / (kept + (size - rank) * (1 - ridge * low.scale.square()))).sqrt()
-        scaled = LowRank(low.scale * c, low.basis, low.gains * c.unsqueeze(-1))
+        basis = previous.basis.double()
+        sketch = (power @ previous.basis).double()
+        for sign, vector in terms:
+            sketch = sketch + sign * vector.unsqueeze(-1) * (vector.unsqueeze(-2) @ basis)
+        low = low_rank_from_sketch(sketch, basis, trace, damping=damping, precision=rounding)
+        root: Root = LowRankRoot(low)
+        ridge = (damping * trace / size).unsqueeze(-1)
+        # tr(S C S) by the eigenvalues that the root is made of: gain^(-2) - λ, and one value for all the others.
+        gains = torch.cat([low.gains, low.scale.unsqueeze(-1).expand(*low.scale.shape, size - low.gains.shape[-1])], -1)
+        whitened = (1 - ridge * gains.square()).sum(-1)
+    else:
+        information = power.double()
+        for sign, vector in terms:
+            information = information + sign * vector.unsqueeze(-1) * vector.unsqueeze(-2)
+        noise = (rounding * _trace(power)).double().unsqueeze(-1).expand_as(mean)  # what rounding may have taken off
+        information = (information + information.mT) / 2 + torch.diag_embed(noise)
+        matrix = inverse_square_root(information, damping=damping)
+        root = DenseRoot(matrix)
+        whitened = ((matrix @ information) * matrix).sum((-2, -1))
+    total = _trace(power).double() - centre.square().sum(-1) + mean.square().sum(-1)  # E|x|²
+    c = (total / whitened).sqrt()
+    return Coordinates(_scaled(root, c, origin.dtype), (mean if centred else torch.zeros_like(mean)).to(origin.dtype))
+
+
+def _scaled(root: Root, c: Tensor, dtype: torch.dtype) -> Root:
+    if isinstance(root, LowRankRoot):
+        scaled = LowRank(root.scale * c, root.basis, root.gains * c.unsqueeze(-1))
         return LowRankRoot(LowRank(*(tensor.to(dtype) for tensor in scaled)))
-    matrix = inverse_square_root(information, damping=damping)
-    c = (power / ((matrix @ information) * matrix).sum((-2, -1))).sqrt()
-    return DenseRoot((matrix * c[..., None, None]).to(dtype))
+    return DenseRoot((root.dense() * c[..., None, None]).to(dtype))
 
 
 def plain_coordinates(root: Root, mean: Tensor) -> Coordinates:
@@ -81,7 +89,3 @@ def plain_coordinates(root: Root, mean: Tensor) -> Coordinates:
 
 def _trace(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _outer(vector: Tensor) -> Tensor:
-    return vector.unsqueeze(-1) * vector.unsqueeze(-2)
