@@ -13,7 +13,7 @@ from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import join
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
-from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, choose_preset
+from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
@@ -180,7 +180,12 @@ def test_settings_survive_json_and_refuse_nonsense():
         assert NetworkSettings.from_config(settings.to_config()) == settings
     assert SETTINGS.with_depth(1).components == (4,)
     assert SETTINGS.with_depth(3).dimensions == (8, 6, 6)
-    assert [choose_preset(side) for side in (8, 96, 97)] == ["small", "small", "photos"]
+    small, photos = PRESETS["small"], PRESETS["photos"]
+    assert [resolve_settings("auto", 2, side, {}) for side in (24, 96, 97)] == [small, small, photos]
+    assert resolve_settings("auto", 2, 8, {}) == replace(small, upsample=4)
+    assert resolve_settings("photos", 2, 8, {"components": 7, "windows": [2, 4]}) == replace(
+        photos, components=(7, 7), windows=(2, 4)
+    )
     with pytest.raises(ValueError, match="components must hold one number a layer: expected 2"):
         replace(SETTINGS, components=(4,))
     with pytest.raises(ValueError, match="step must be at least 1, got 0"):

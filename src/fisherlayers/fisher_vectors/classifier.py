@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.calibration import probabilities
 from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.parallel import Progress, map_batches
+from fisherlayers.fisher_vectors.parallel import Progress, map_batches, reporter
 from fisherlayers.fisher_vectors.persistence import (
     ModelFolderError,
     network_from_tensors,
@@ -29,31 +28,10 @@ from fisherlayers.fisher_vectors.persistence import (
     write_folder,
 )
 from fisherlayers.fisher_vectors.selection import select_svm
-from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, choose_preset
+from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 __all__ = ["DeepFisherNetwork"]
-
-_PER_LAYER = ("components", "dimensions")
-_OVERRIDES = (
-    *_PER_LAYER,
-    "bin_sizes",
-    "step",
-    "upsample",
-    "max_pixels",
-    "padding",
-    "position_weight",
-    "windows",
-    "stride",
-    "stack_offset",
-    "projection",
-    "projection_size",
-    "cross_fit",
-    "color",
-    "training_descriptors",
-    "iterations",
-    "flips",
-)
 
 
 class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -217,7 +195,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes, labels = _check_labels(y, len(images))
         settings = self._settings(images)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        report = _reporter(self.verbose, progress)
+        report = reporter(self.verbose, progress)
 
         count, images = len(images), _prepared(images, settings)
         network, folds = fit_network(images, labels, settings, seed=seed, n_jobs=self.n_jobs, progress=report)
@@ -259,7 +237,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return encodings @ coef.T + intercept, int((encodings == 0).all(dim=1).sum())
 
         scores = np.empty((len(prepared), len(intercept)), dtype=np.float32)
-        report = _reporter(self.verbose, None)
+        report = reporter(self.verbose, None)
         empty = 0
         for batch, (rows, zeros) in map_batches(
             score, prepared.batches(), n_jobs=self.n_jobs, progress=report, stage="predict"
@@ -366,26 +344,8 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return costs
 
     def _settings(self, images: ImageList) -> NetworkSettings:
-        if self.preset not in {"auto", *PRESETS}:
-            raise ValueError(f"preset must be 'auto' or one of {sorted(PRESETS)}, got {self.preset!r}")
-        if self.depth < 1:
-            raise ValueError(f"depth must be at least 1 layer, got {self.depth}")
-        side = images.typical_side
-        settings = PRESETS[choose_preset(side) if self.preset == "auto" else self.preset].with_depth(self.depth)
-        if self.preset == "auto" and side < _SMALL_SIDE:
-            settings = replace(settings, upsample=int(np.ceil(_TARGET_SIDE / side)))
-        chosen = {name: getattr(self, name) for name in _OVERRIDES if getattr(self, name) is not None}
-        for name, value in chosen.items():
-            if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-                chosen[name] = tuple(int(entry) for entry in value)
-            elif name in _PER_LAYER:
-                chosen[name] = (int(value),) * self.depth
-        return replace(settings, **chosen)
-
-
-# Sides below the first are enlarged to the second by the preset "auto": SIFT needs room for 4 x 4 bins.
-_SMALL_SIDE = 24
-_TARGET_SIDE = 28
+        overrides = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
+        return resolve_settings(self.preset, self.depth, images.typical_side, overrides)
 
 
 def _prepared(images: ImageList, settings: NetworkSettings) -> ImageList:
@@ -412,20 +372,6 @@ def _warn_empty(empty: int, total: int) -> None:
             "bin_sizes or a larger upsample",
             stacklevel=3,
         )
-
-
-def _reporter(verbose: int, progress: Progress | None) -> Progress | None:
-    """Return what reports progress: if wanted, a line a stage on the standard error stream."""
-    if not verbose:
-        return progress
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done == total:
-            sys.stderr.write(f"[DeepFisherNetwork] {stage}: {done} of {total}\n")
-        if progress is not None:
-            progress(stage, done, total)
-
-    return report
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,7 +12,7 @@ from joblib import Parallel, delayed
 
 from fisherlayers.fisher_vectors.images import Batch
 
-__all__ = ["Progress", "map_batches", "single_torch_thread"]
+__all__ = ["Progress", "map_batches", "reporter", "single_torch_thread"]
 
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
@@ -69,3 +70,25 @@ def map_batches(
                 yield batch, result
         finally:
             results.close()
+
+
+def reporter(verbose: int, progress: Progress | None) -> Progress | None:
+    """Return what reports progress: if wanted, a line a stage on the standard error stream.
+
+    Args:
+        verbose: 0 for no lines.
+        progress: Called as well.
+
+    Returns:
+        ``progress`` itself without lines.
+    """
+    if not verbose:
+        return progress
+
+    def report(stage: str, done: int, total: int) -> None:
+        if done == total:
+            sys.stderr.write(f"[DeepFisherNetwork] {stage}: {done} of {total}\n")
+        if progress is not None:
+            progress(stage, done, total)
+
+    return report

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
 from typing import Any
 
-__all__ = ["PRESETS", "NetworkSettings", "choose_preset"]
+__all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,65 @@ PRESETS: dict[str, NetworkSettings] = {
 }
 
 
-def choose_preset(side: float) -> str:
-    """Return the preset for images of a size.
+# What an estimator may override, one by one.
+OVERRIDES = (
+    "components",
+    "dimensions",
+    "bin_sizes",
+    "step",
+    "upsample",
+    "max_pixels",
+    "padding",
+    "position_weight",
+    "windows",
+    "stride",
+    "stack_offset",
+    "projection",
+    "projection_size",
+    "cross_fit",
+    "color",
+    "training_descriptors",
+    "iterations",
+    "flips",
+)
+_PER_LAYER = ("components", "dimensions")
+
+_LARGEST_SMALL = 96
+# Sides below the first are enlarged to at least the second: SIFT needs room for 4 x 4 bins.
+_TOO_SMALL = 24
+_ENOUGH = 28
+
+
+def resolve_settings(preset: str, depth: int, side: float, overrides: Mapping[str, Any]) -> NetworkSettings:
+    """Return a preset's settings at some depth, with some of them replaced.
 
     Args:
-        side: Typical side in pixels: the square root of the median area.
+        preset: Name, or ``"auto"`` to choose by size: ``"small"`` up to 96 pixels a side, ``"photos"`` above; images
+            below 24 pixels are enlarged to 28 or more.
+        depth: Number of layers, at least 1.
+        side: Typical side of the images in pixels: the square root of the median area.
+        overrides: Setting -> value; a single number for `components` and `dimensions` counts for every layer.
 
     Returns:
-        ``"small"`` up to 96 pixels, ``"photos"`` above.
+        The settings.
+
+    Raises:
+        ValueError: If the preset is unknown or a setting has no meaning.
     """
-    return "small" if side <= 96 else "photos"
+    if preset not in {"auto", *PRESETS}:
+        raise ValueError(f"preset must be 'auto' or one of {sorted(PRESETS)}, got {preset!r}")
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1 layer, got {depth}")
+    if preset == "auto":
+        settings = PRESETS["small" if side <= _LARGEST_SMALL else "photos"].with_depth(depth)
+        if side < _TOO_SMALL:
+            settings = replace(settings, upsample=ceil(_ENOUGH / side))
+    else:
+        settings = PRESETS[preset].with_depth(depth)
+    chosen: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            chosen[name] = (int(value),) * depth if name in _PER_LAYER else value
+        else:
+            chosen[name] = tuple(int(entry) for entry in value)
+    return replace(settings, **chosen)
