@@ -121,7 +121,7 @@ def low_rank_inverse_square_root(
 
     Raises:
         ValueError: If the matrix is empty, not square, not finite or not symmetric, is negative along a direction of
-            the sketch, or an argument is out of its range. A matrix that is singular while ``damping`` is 0 raises ``RootError``.
+            the sketch, or an argument is out of its range; ``RootError`` if it is singular and ``damping`` 0.
     """
     values = _checked(matrix, damping)
     size = values.shape[-1]
