@@ -115,7 +115,8 @@ def _mean_moments(
     for rows in torch.split(images, _BLOCK, dim=1):
         posteriors = responsibilities(mixture, rows)
         if assignment == "hard":
-            posteriors = torch.nn.functional.one_hot(posteriors.argmax(dim=-1), mixture.num_components).to(rows)
+            winner = posteriors.argmax(dim=-1, keepdim=True)
+            posteriors = torch.zeros_like(posteriors).scatter_(-1, winner, 1.0)
         elif threshold > 0:
             # In place where autograd does not need the posteriors: their memory traffic is what costs.
             posteriors = torch.nn.functional.threshold(posteriors, threshold, 0.0, inplace=not posteriors.requires_grad)

@@ -186,16 +186,18 @@ def em_step(
     with torch.no_grad():
         for rows in torch.split(descriptors, chunk):
             log_joint = _log_joint(mixture, rows)
-            log_density = log_joint.logsumexp(dim=-1)
-            moments += _moments((log_joint - log_density.unsqueeze(-1)).exp_(), rows - center)
+            posteriors = log_joint.softmax(dim=-1)
+            moments += posteriors.mT @ _powers(rows - center)
+            # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
+            log_density = log_joint.amax(dim=-1) - posteriors.amax(dim=-1).log()
             log_likelihood += float(log_density.double().sum())
         following = _maximize(moments, mixture, center, torch.as_tensor(variance_floor), min_weight)
     return following, log_likelihood / len(descriptors)
 
 
-def _moments(posteriors: Tensor, centered: Tensor) -> Tensor:
-    """Return [sum_n gamma, sum_n gamma x, sum_n gamma x^2], (N, K) and (N, D) -> (K, 1 + 2 D)."""
-    return posteriors.mT @ torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
+def _powers(centered: Tensor) -> Tensor:
+    """Return [1, x, x^2], (N, D) -> (N, 1 + 2 D)."""
+    return torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
 
 
 def _maximize(
@@ -271,7 +273,7 @@ def fit_mixture(
     finite = torch.isfinite(descriptors).all(dim=-1)
     if not bool(finite.all()):
         raise ValueError(f"descriptors must be finite, found NaN or infinity in {int((~finite).sum())} rows")
-    variances, _ = torch.var_mean(descriptors.double(), dim=0, correction=0)
+    variances = descriptors.var(dim=0, correction=0).double()
     if float(variances.max()) <= 0:
         raise ValueError("descriptors must differ from each other, all rows are equal")
     floor = variance_floor * variances.clamp_min(1e-3 * float(variances.mean()))
@@ -309,13 +311,13 @@ def _k_means_start(
         # Fewer distinct descriptors than components: the empty clusters are dealt with below.
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = torch.from_numpy(estimator.fit_predict(descriptors.cpu().numpy())).to(descriptors.device).long()
-    variances, center = torch.var_mean(descriptors.double(), dim=0, correction=0)
+    variances, center = torch.var_mean(descriptors, dim=0, correction=0)
     previous = DiagonalMixture(
-        descriptors.new_full((num_components,), 1 / num_components),
+        torch.full_like(center[:1], 1 / num_components).expand(num_components),
         torch.from_numpy(estimator.cluster_centers_).to(descriptors),
-        torch.maximum(variances, variance_floor).expand(num_components, -1).to(descriptors).contiguous(),
+        torch.maximum(variances, variance_floor.to(variances)).expand(num_components, -1),
     )
-    centered = descriptors.double() - center
-    rows = torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
-    moments = rows.new_zeros(num_components, rows.shape[1]).index_add_(0, labels, rows)
+    moments = center.new_zeros(num_components, 1 + 2 * len(center), dtype=torch.float64)
+    for rows, members in zip(torch.split(descriptors, _CHUNK), torch.split(labels, _CHUNK), strict=True):
+        moments.index_add_(0, members, _powers(rows - center).double())
     return _maximize(moments, previous, center, variance_floor, min_weight)
