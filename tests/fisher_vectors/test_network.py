@@ -27,6 +27,7 @@ SETTINGS = NetworkSettings(
     color_components=3,
     color_dimensions=5,
     iterations=5,
+    projection_size=7,
 )
 
 
@@ -82,7 +83,7 @@ def test_second_layer_is_made_of_the_semi_local_layer(grey):
 
 def test_sizes(grey):
     network, _, _ = grey
-    assert network.projections[0].shape == (4, 6, 2 * 4 * 10)
+    assert network.projections[0].shape == (4, 7, 2 * 4 * 10)
     assert network.num_features == 2 * 4 * 10 + 2 * 5 * 8
 
 

@@ -70,10 +70,29 @@ def test_cross_fitted_rows_do_not_know_their_fold():
 def test_size_cuts_or_fills_up():
     encodings, labels = blobs()
     full = learn_projection(encodings, labels, no_folds(labels))[0]
-    assert torch.equal(learn_projection(encodings, labels, no_folds(labels), size=3)[0], full[:3])
+    smaller = learn_projection(encodings, labels, no_folds(labels), size=3)[0]
+    _, values, right = np.linalg.svd(full.numpy(), full_matrices=False)
+    np.testing.assert_allclose(np.linalg.svd(smaller.numpy())[1], values[:3], rtol=1e-6)
+    np.testing.assert_allclose(smaller.T @ smaller, right[:3].T * values[:3] ** 2 @ right[:3], atol=1e-8)
     larger = learn_projection(encodings, labels, no_folds(labels), size=9)[0]
     assert torch.equal(larger[:6], full)
     torch.testing.assert_close(larger[6:].norm(dim=1), full.norm(dim=1).mean().expand(3))
+    assert len(learn_projection(encodings, labels, no_folds(labels), size=100)[0]) == 6 + 47
+
+
+def test_reduction_is_one_rotation_for_all_folds():
+    encodings, labels = blobs()
+    folds = torch.arange(len(labels)) // 4 % 2
+    full = learn_projection(encodings, labels, folds)
+    reduced = learn_projection(encodings, labels, folds, size=5)
+    mixtures = torch.linalg.lstsq(full[2].T, reduced[2].T).solution.T
+    torch.testing.assert_close(mixtures @ mixtures.T, torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(mixtures @ full[0], reduced[0])
+
+
+def test_many_classes_take_one_row_each():
+    encodings, labels = blobs(classes=33, each=2)
+    assert len(learn_projection(encodings, labels, no_folds(labels))[0]) == 33
 
 
 def test_principal_rows_are_the_singular_vectors():
@@ -87,5 +106,3 @@ def test_bad_input():
     encodings, labels = blobs()
     with pytest.raises(ValueError, match="projection must be one of"):
         learn_projection(encodings, labels, no_folds(labels), kind="lda")
-    with pytest.raises(ValueError, match="projection_size needs 48 principal directions"):
-        principal_rows(encodings, 48)

@@ -60,8 +60,8 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         windows: Sides of the semi-local windows in grid positions.
         stride: Step of the windows in grid positions.
         stack_offset: Distance of stacked windows as a fraction of the window; 0 is adjacent.
-        projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"`` or ``"both"``.
-        projection_size: Rows of W; None takes what the projection gives.
+        projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"``, ``"both"`` or ``"auto"``.
+        projection_size: Rows of W.
         cross_fit: Folds for learning W; 1 turns cross-fitting off.
         color: Whether colour is used where images have it.
         training_descriptors: Sample for each PCA and mixture.

@@ -3,7 +3,8 @@
 Labels exist only for whole images. Simonyan et al. (NIPS 2013) therefore learn W on image-level Fisher vectors, and
 additivity carries it over: the mean of projected local Fisher vectors is the projected global one. Their rows are the
 weights of one-vs-rest linear SVMs, which gives as many directions as classes. With few classes, one SVM a pair of
-classes gives C (C - 1) / 2, and principal directions can fill up the rest.
+classes gives C (C - 1) / 2. Principal directions of the encodings fill up what is missing; what is too much is reduced
+to the principal directions of the rows: a rotation of W changes nothing, since stacking, L2 and PCA follow.
 
 W over-fits the images that it is learned on, and the next layer would see better descriptors in training than it ever
 will again. Cross-fitting learns one W a fold, from the other folds.
@@ -20,7 +21,9 @@ from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest
 
 __all__ = ["KINDS", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
 
-KINDS = ("one-vs-rest", "one-vs-one", "both")
+KINDS = ("auto", "one-vs-rest", "one-vs-one", "both")
+# With more classes, pairs are too many problems and one-vs-rest has rows enough.
+_MOST_CLASSES_IN_PAIRS = 32
 # The rows of W are directions, not classifiers: their optimum need not be exact.
 _TOLERANCE = 1e-4
 
@@ -30,7 +33,7 @@ def learn_projection(
     labels: Tensor,
     folds: Tensor,
     *,
-    kind: str = "one-vs-one",
+    kind: str = "auto",
     size: int | None = None,
     cost: float = 1.0,
 ) -> Tensor:
@@ -41,8 +44,10 @@ def learn_projection(
         labels: Class indices 0 .. C - 1, (n,).
         folds: Fold of each image from 0, (n,), at least two images of every class outside each; all -1 for no
             cross-fitting.
-        kind: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"`` (C (C - 1) / 2 rows) or ``"both"``.
-        size: Rows of W; None for those of ``kind``, more are filled up with principal directions, fewer keep the first.
+        kind: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"`` (C (C - 1) / 2 rows), ``"both"``, or ``"auto"``:
+            pairs up to 32 classes, one-vs-rest above.
+        size: Rows of W; None for those of ``kind``. Missing ones are principal directions of the encodings, as far as
+            the number of images allows; too many are reduced to their own principal directions.
         cost: C of the SVMs.
 
     Returns:
@@ -54,6 +59,8 @@ def learn_projection(
     if kind not in KINDS:
         raise ValueError(f"projection must be one of {KINDS}, got {kind!r}")
     classes = int(labels.max()) + 1
+    if kind == "auto":
+        kind = "one-vs-one" if classes <= _MOST_CLASSES_IN_PAIRS else "one-vs-rest"
 
     def learn(rows: Tensor) -> Tensor:
         targets = []
@@ -67,10 +74,11 @@ def learn_projection(
     everything = torch.arange(len(labels))
     learned = torch.stack([learn(everything[folds != fold]) for fold in range(number)] or [learn(everything)])
     if size is not None and size < learned.shape[1]:
-        learned = learned[:, :size]
+        learned = _principal_mixtures(learned.mean(dim=0), size) @ learned
     elif size is not None and size > learned.shape[1]:
         # Principal directions know no labels: one set serves all folds. They take the scale of the learned rows.
-        extra = principal_rows(encodings, size - learned.shape[1]) * learned.norm(dim=-1).mean()
+        missing = min(size - learned.shape[1], len(encodings) - 1)
+        extra = principal_rows(encodings, missing) * learned.norm(dim=-1).mean()
         learned = torch.cat([learned, extra.expand(len(learned), -1, -1)], dim=1)
     return learned if number < 2 else torch.cat([learned, learned.mean(dim=0, keepdim=True)])
 
@@ -100,15 +108,7 @@ def principal_rows(encodings: Tensor, size: int) -> Tensor:
 
     Returns:
         (size, E), of unit length.
-
-    Raises:
-        ValueError: If there are too few images.
     """
-    if size >= len(encodings):
-        raise ValueError(
-            f"projection_size needs {size} principal directions but there are only {len(encodings)} images: "
-            "ask for fewer"
-        )
     centred = encodings - encodings.mean(dim=0)
     values, vectors = torch.linalg.eigh((centred @ centred.T).double())
     rows = vectors[:, -size:].flip(1).T.to(encodings) @ centred
@@ -127,3 +127,8 @@ def svm_rows(encodings: Tensor, targets: Tensor, *, cost: float = 1.0) -> Tensor
         (h, E).
     """
     return fit_svm(encodings, targets, cost, tolerance=_TOLERANCE).weights.to(encodings)
+
+
+def _principal_mixtures(rows: Tensor, size: int) -> Tensor:
+    """Return the orthonormal mixtures of rows, (size, h), that keep most of their squares."""
+    return torch.linalg.eigh((rows @ rows.T).double())[1][:, -size:].flip(1).T.to(rows)

@@ -28,7 +28,7 @@ class NetworkSettings:
         stride: Step delta of the windows, in grid positions.
         stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window; 0 is adjacent (the paper's).
         projection: How the rows of W are learned: see `fisherlayers.fisher_vectors.projection`.
-        projection_size: Rows of W; None takes all that `projection` gives, more are filled up by PCA directions.
+        projection_size: Rows of W, missing ones filled up and too many reduced; None takes what `projection` gives.
         projection_cost: C of the SVMs whose weights are the rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
@@ -52,8 +52,8 @@ class NetworkSettings:
     windows: tuple[int, ...] = (5,)
     stride: int = 1
     stack_offset: float = 1.0
-    projection: str = "one-vs-one"
-    projection_size: int | None = None
+    projection: str = "auto"
+    projection_size: int | None = 64
     projection_cost: float = 1.0
     projection_images: int = 10_000
     cross_fit: int = 3
@@ -173,6 +173,7 @@ PRESETS: dict[str, NetworkSettings] = {
         stride=2,
         stack_offset=0.0,
         projection="one-vs-rest",
+        projection_size=None,
         cross_fit=1,
         color_components=256,
         color_dimensions=64,
