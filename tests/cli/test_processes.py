@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -99,10 +98,9 @@ def test_a_reader_that_has_seen_enough(fitted):
     assert "Traceback" not in error
 
 
-def test_help_is_quick():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call("--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+def test_help_takes_less_than_half_a_second():
+    """Processor time: another process on the same core must not fail the test."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
