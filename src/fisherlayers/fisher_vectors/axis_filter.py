@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _BLOCK_PIXELS = 64
+_VALUES_PER_PIXEL = 8
 
 
 class AxisBlock(NamedTuple):
@@ -133,16 +134,19 @@ def _products(pieces: Sequence[tuple[Tensor, Tensor]], dim: int) -> Tensor:
     return result
 
 
-def chunks_of_images(images: Tensor) -> Iterator[slice]:
-    """Cut a batch of images into chunks that fit the cache.
+def chunks_of_images(images: Tensor, descriptors: Tensor) -> Iterator[slice]:
+    """Cut a batch of images into chunks that fit the cache together with their descriptors.
 
     Args:
         images: (B, ..., H, W).
+        descriptors: (B, rows, cols, D), the result.
 
     Yields:
         Slices of the batch, at least one image each.
     """
-    at_once = max(1, _working_pixels(images.device) // (images.shape[-2] * images.shape[-1]))
+    rows, cols, features = descriptors.shape[1:]
+    pixels = images.shape[-2] * images.shape[-1] + rows * cols * features // _VALUES_PER_PIXEL
+    at_once = max(1, _working_pixels(images.device) // pixels)
     for start in range(0, len(images), at_once):
         yield slice(start, start + at_once)
 
@@ -159,12 +163,12 @@ def filter_bands(
     Args:
         y_blocks: A_y.
         x_blocks: A_x.
-        make_maps: rows low to high of the maps that are filtered: (low, high) -> (high - low, ..., B, W).
+        make_maps: rows low to high of the T maps that are filtered: (low, high) -> (high - low, B, T, W).
         batch: B.
         width: W.
 
     Yields:
-        The samples along y of one block as a slice, and the block of the result, (samples, K, ..., B, K * samples).
+        The samples along y of one block as a slice, and the block of the result, (samples, K, B, K * samples, T).
     """
     max_rows = _working_pixels(x_blocks[0].matrix.device) // (batch * width)
     start = 0
@@ -172,7 +176,8 @@ def filter_bands(
         low = y_blocks[start].pixels[0]
         if stop < len(y_blocks) and y_blocks[stop].pixels[1] - low <= max_rows:
             continue
-        filtered = filter_last(x_blocks, make_maps(low, y_blocks[stop - 1].pixels[1]))
+        # T goes last here, where the array is small: the large result is then almost in the descriptors' order.
+        filtered = filter_last(x_blocks, make_maps(low, y_blocks[stop - 1].pixels[1])).mT.contiguous()
         for block in y_blocks[start:stop]:
             first, last = block.samples
             rows = filtered[block.pixels[0] - low : block.pixels[1] - low]
@@ -182,5 +187,5 @@ def filter_bands(
 
 
 def _working_pixels(device: torch.device) -> int:
-    # Pixels whose maps are held at a time. On a CPU, 8 maps of float32 fill 2 MB: the cache of a core.
+    # Pixels worked off at a time. On a CPU, their maps (_VALUES_PER_PIXEL in float32) fill 2 MB: the cache of a core.
     return 2**16 if device.type == "cpu" else 2**23

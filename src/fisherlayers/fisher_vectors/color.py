@@ -64,23 +64,23 @@ def local_color_statistics(images: Tensor, *, bin_size: int, step: int) -> Descr
     if descriptors.numel() == 0:
         return DescriptorGrid(descriptors, positions, float(bin_size))
 
-    for chunk in chunks_of_images(images):
+    for chunk in chunks_of_images(images, descriptors):
         # Rows first, so that either axis is the first or the last of the maps and each pass is one product.
-        rows = images[chunk].permute(2, 1, 0, 3)
+        rows = images[chunk].permute(2, 0, 1, 3)
         # Deviations from the image's mean colour: squares of them lose fewer digits in E[d^2] - E[d]^2.
         pivot = rows.mean(dim=(0, 3), keepdim=True)
-        bands = filter_bands(y_blocks, x_blocks, partial(_power_maps, rows, pivot), rows.shape[2], width)
+        bands = filter_bands(y_blocks, x_blocks, partial(_power_maps, rows, pivot), rows.shape[1], width)
         for samples, moments in bands:
-            mean, second_moment = moments.tensor_split(2, dim=2)
-            statistics = torch.cat([mean + pivot, _standard_deviation(mean, second_moment)], dim=2)
-            descriptors[chunk, samples].copy_(_as_descriptors(statistics))
+            mean, second_moment = moments.tensor_split(2, dim=-1)
+            statistics = torch.cat([mean + pivot.mT, _standard_deviation(mean, second_moment)], dim=-1)
+            descriptors[chunk, samples].copy_(_in_order(statistics).flatten(start_dim=3))
     return DescriptorGrid(descriptors, positions, float(bin_size))
 
 
 def _power_maps(rows: Tensor, pivot: Tensor, low: int, high: int) -> Tensor:
-    # Deviations of R, G and B and their squares: (high - low, 6, B, W).
+    # Deviations of R, G and B and their squares: (high - low, B, 6, W).
     deviations = rows[low:high] - pivot
-    return torch.cat([deviations, deviations.square()], dim=1)
+    return torch.cat([deviations, deviations.square()], dim=2)
 
 
 def _standard_deviation(mean: Tensor, second_moment: Tensor) -> Tensor:
@@ -89,9 +89,10 @@ def _standard_deviation(mean: Tensor, second_moment: Tensor) -> Tensor:
     return safe_sqrt(variance * (variance > _ROUNDING * torch.finfo(mean.dtype).eps * second_moment))
 
 
-def _as_descriptors(statistics: Tensor) -> Tensor:
-    # (rows, y, t, B, cols * x) to (B, rows, cols, y * x * t).
-    return statistics.reshape(*statistics.shape[:-1], -1, NUM_BINS).permute(3, 0, 4, 1, 5, 2).flatten(start_dim=3)
+def _in_order(statistics: Tensor) -> Tensor:
+    # (rows, y, B, cols * x, t) to (B, rows, cols, y, x * t).
+    rows, bins, batch = statistics.shape[:3]
+    return statistics.reshape(rows, bins, batch, -1, NUM_BINS * _STATISTICS).permute(2, 0, 3, 1, 4)
 
 
 @lru_cache(maxsize=256)

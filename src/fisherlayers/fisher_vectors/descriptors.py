@@ -231,9 +231,9 @@ def grid_positions(height: int, width: int, span: int, step: int, dtype: torch.d
         return torch.stack([x, y], dim=-1)
 
 
-def safe_sqrt(values: Tensor) -> Tensor:
-    """Return the square root of values >= 0, with gradient 0 instead of infinity at 0."""
+def safe_sqrt(values: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the square root of values >= 0, with gradient 0 instead of infinity at 0; `out` as in `torch.sqrt`."""
     if not values.requires_grad:
-        return values.sqrt()
+        return torch.sqrt(values, out=out)
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)

@@ -113,7 +113,7 @@ def dense_sift(
         return DescriptorGrid(descriptors, positions, float(bin_size))
     threshold = contrast_threshold * ((NUM_BINS - 1) * bin_size + 1) ** 2
     variance = (bin_size / 6) ** 2 - 0.25 if smooth else 0.0
-    for chunk in chunks_of_images(images):
+    for chunk in chunks_of_images(images, descriptors):
         # Rows first, so that either axis is the first or the last of the maps and each pass is one product.
         rows = images[chunk].transpose(0, 1).contiguous()
         if variance > 0:
@@ -121,8 +121,12 @@ def dense_sift(
             rows = filter_first(gaussian_filter_matrix(height, sqrt(variance), *like), rows)
         bands = filter_bands(y_blocks, x_blocks, partial(_orientation_maps, rows), rows.shape[1], width)
         for samples, histograms in bands:
-            normalized = _normalize(_as_descriptors(histograms), threshold=threshold, root=root)
-            descriptors[chunk, samples].copy_(normalized)
+            target = descriptors[chunk, samples]
+            if histograms.requires_grad:
+                target.copy_(_normalize(_in_order(histograms).flatten(start_dim=3), threshold=threshold, root=root))
+            else:
+                target.view(*target.shape[:3], NUM_BINS, -1).copy_(_in_order(histograms))
+                _normalize(target, threshold=threshold, root=root, out=target)
     return DescriptorGrid(descriptors, positions, float(bin_size))
 
 
@@ -137,7 +141,7 @@ def _orientation_maps(rows: Tensor, low: int, high: int) -> Tensor:
         high: one past the last row wanted.
 
     Returns:
-        (high - low, 8, B, W).
+        (high - low, B, 8, W).
     """
     top = max(0, low - 1)
     band = rows[top : high + 1]
@@ -152,7 +156,7 @@ def _orientation_maps(rows: Tensor, low: int, high: int) -> Tensor:
     east, west = _by_sign(along_x, dx)
     south, north = _by_sign(along_y, dy)
     (south_east, north_east), (south_west, north_west) = (_by_sign(part, dy) for part in _by_sign(diagonal, dx))
-    return torch.stack([east, south_east, south, south_west, west, north_west, north, north_east], dim=1)
+    return torch.stack([east, south_east, south, south_west, west, north_west, north, north_east], dim=2)
 
 
 def _by_sign(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,18 +166,20 @@ def _by_sign(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     return positive, positive - signed
 
 
-def _as_descriptors(histograms: Tensor) -> Tensor:
-    # (rows, y, t, B, cols * x) to VLFeat's order, (B, rows, cols, y * x * t).
-    return histograms.reshape(*histograms.shape[:-1], -1, NUM_BINS).permute(3, 0, 4, 1, 5, 2).flatten(start_dim=3)
+def _in_order(histograms: Tensor) -> Tensor:
+    # (rows, y, B, cols * x, t) to VLFeat's order, (B, rows, cols, y, x * t).
+    rows, bins, batch = histograms.shape[:3]
+    return histograms.reshape(rows, bins, batch, -1, NUM_BINS * _ORIENTATIONS).permute(2, 0, 3, 1, 4)
 
 
-def _normalize(histograms: Tensor, *, threshold: float, root: bool) -> Tensor:
+def _normalize(histograms: Tensor, *, threshold: float, root: bool, out: Tensor | None = None) -> Tensor:
     mass = histograms.sum(dim=-1, keepdim=True)
     length = torch.linalg.vector_norm(histograms, dim=-1, keepdim=True)
-    clamped = torch.minimum(histograms, _CLAMP * length)
+    clamped = torch.minimum(histograms, _CLAMP * length, out=out)
     norm = clamped.sum(dim=-1, keepdim=True) if root else torch.linalg.vector_norm(clamped, dim=-1, keepdim=True)
     gain = torch.where(mass >= threshold, norm.clamp(min=_TINY).reciprocal(), 0.0)
-    return safe_sqrt(clamped * gain) if root else clamped * gain
+    scaled = torch.mul(clamped, gain, out=out)
+    return safe_sqrt(scaled, out=out) if root else scaled
 
 
 @lru_cache(maxsize=256)
