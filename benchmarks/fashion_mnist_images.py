@@ -23,10 +23,9 @@ THREADS = 2
 HELD_OUT = 10_000
 SETTINGS: dict[str, Any] = {
     "preset": "small",
-    "components": 128,
+    "components": 64,
     "C": 1.0,
     "cv": 0,
-    "encoding_dtype": "float16",
     "random_state": 0,
     "n_jobs": THREADS,
 }

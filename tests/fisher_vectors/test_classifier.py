@@ -182,14 +182,16 @@ def test_a_very_large_image(model):
     assert np.isfinite(model.decision_function([(255 * image).astype(np.uint8)])).all()
 
 
-def test_interrupted_fit_leaves_the_model_as_it_was(model):
-    images, labels = textures(3)
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("where", ["layer 1: projection", "layer 2: mixture"])
+def test_interrupted_fit_leaves_the_model_as_it_was(where, n_jobs):
+    images, labels = textures(20)
 
     def interrupt(stage, done, total):
-        if stage == "layer 2: mixture":
+        if stage == where:
             raise KeyboardInterrupt
 
-    fresh = DeepFisherNetwork(**QUICK)
+    fresh = DeepFisherNetwork(**QUICK, n_jobs=n_jobs)
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         fresh.fit(images, labels, progress=interrupt)

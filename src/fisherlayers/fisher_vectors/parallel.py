@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -53,8 +54,11 @@ def map_batches(
     Yields:
         Each batch with its result, in the order of ``batches``.
     """
+    stop = Event()
 
-    def work(batch: Batch) -> Result:
+    def work(batch: Batch) -> Result | None:
+        if stop.is_set():
+            return None
         with torch.inference_mode():
             return function(batch)
 
@@ -69,7 +73,10 @@ def map_batches(
                     progress(stage, done, total)
                 yield batch, result
         finally:
-            results.close()
+            # After an interrupt no batch is begun, and those in work are waited for: no thread outlives the call.
+            stop.set()
+            for _ in results:
+                pass
 
 
 def reporter(verbose: int, progress: Progress | None) -> Progress | None:
