@@ -23,7 +23,8 @@ THREADS = 2
 HELD_OUT = 10_000
 SETTINGS: dict[str, Any] = {
     "preset": "small",
-    "components": 64,
+    "projection_size": 45,
+    "cross_fit": 1,
     "C": 1.0,
     "cv": 0,
     "random_state": 0,
