@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils import estimator_checks
 
 from fisher_vectors.texture_images import CLASSES, textures
 from fisherlayers.fisher_vectors import DeepFisherNetwork
@@ -96,6 +97,22 @@ def test_parameters_follow_scikit_learn(model):
         copy.predict([np.zeros((28, 28))])
     assert clone(DeepFisherNetwork.paper(n_jobs=2)).preset == "paper"
     assert DeepFisherNetwork.small_images().preset == "small"
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_parameters_default_constructible",
+        "check_no_attributes_set_in_init",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_estimator_repr",
+        "check_estimator_cloneable",
+        "check_estimator_tags_renamed",
+    ],
+)
+def test_estimator_checks_that_need_no_table(check):
+    getattr(estimator_checks, check)("DeepFisherNetwork", DeepFisherNetwork(**QUICK))
 
 
 def test_grid_search_over_lists_of_images():
