@@ -19,7 +19,7 @@ RUNS = (
     run([2.0, math.nan], base="Muon", diverged=True),
 )
 RACED = Raced(
-    Race("small", "a small task", "accuracy", 8, 20, "linear", RUNS), {"SGD": Tuning("SGD", 0, (Trial(0.1, 0.5),))}
+    Race("small", "a small task", "accuracy", 8, 20, "linear", RUNS), {"SGD": Tuning("SGD", (0,), (Trial(0.1, 0.5),))}
 )
 IMAGES = np.zeros((6, 8, 8), np.uint8)
 LABELS = np.array([0, 1, 0, 1, 0, 1])

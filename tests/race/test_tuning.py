@@ -31,19 +31,27 @@ def test_tuning_tries_the_same_rates_for_plain_and_reconstructed():
     assert seen == [*tunings[0].trials, *tunings[1].trials]
 
 
-def test_a_trial_is_a_run_and_its_lowest_validation_loss():
+def test_a_trial_is_the_mean_over_its_seeds():
     method = make_method("SGD")
-    tuning = tune(small_task(), method, trials=2, seed=7, steps=5)
+    tuning = tune(small_task(), method, trials=2, seeds=(7, 8), steps=5)
+    assert tuning.seeds == (7, 8)
     for trial in tuning.trials:
-        run = train(small_task(), method, learning_rate=trial.learning_rate, seed=7, steps=5)
-        assert trial.validation_loss == lowest_validation_loss(run)
+        runs = [train(small_task(), method, learning_rate=trial.learning_rate, seed=seed, steps=5) for seed in (7, 8)]
+        losses = [lowest_validation_loss(run) for run in runs]
+        assert trial.validation_loss == (None if None in losses else sum(losses) / 2)
+    assert tuning.trials[0].validation_loss is not None
+
+
+def test_tuning_needs_a_seed():
+    with pytest.raises(ValueError, match="seeds is empty"):
+        tune(small_task(), make_method("SGD"), trials=1, seeds=())
 
 
 def test_the_best_learning_rate_has_the_lowest_validation_loss():
-    trials = (Trial(0.1, 0.5), Trial(1.0, 0.2), Trial(10.0, None))
-    assert Tuning("SGD", 0, trials).learning_rate == 1.0
+    trials = (Trial(0.1, 0.5), Trial(1.0, 0.0), Trial(10.0, None))
+    assert Tuning("SGD", (0,), trials).learning_rate == 1.0
     with pytest.raises(RuntimeError, match="all 1 trials of SGD diverged"):
-        _ = Tuning("SGD", 0, trials[2:]).learning_rate
+        _ = Tuning("SGD", (0,), trials[2:]).learning_rate
 
 
 def test_the_lowest_validation_loss_of_a_run():

@@ -1,7 +1,7 @@
 """Tune a method's learning rate by random search on the validation loss, with the same budget for every method."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,10 @@ from fisherlayers.race.tasks import Task
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried, and the lowest validation loss of its run (None if it diverged)."""
+    """A learning rate that was tried, and the lowest validation loss of its run, a mean over the seeds.
+
+    None if a run diverged.
+    """
 
     learning_rate: float
     validation_loss: float | None
@@ -26,12 +29,12 @@ class Tuning:
 
     Attributes:
         method: the method's name.
-        seed: of the drawn learning rates and of the runs.
+        seeds: of the runs of each trial.
         trials: in the order of the draw.
     """
 
     method: str
-    seed: int
+    seeds: tuple[int, ...]
     trials: tuple[Trial, ...]
 
     @property
@@ -76,7 +79,7 @@ def tune(
     method: Method,
     *,
     trials: int,
-    seed: int = 1000,
+    seeds: Sequence[int] = (1000,),
     steps: int | None = None,
     schedule: str = "linear",
     on_trial: Callable[[Trial], None] | None = None,
@@ -89,22 +92,36 @@ def tune(
         task: what to train.
         method: whose learning rate is searched, over its base optimizer's range.
         trials: how many learning rates, at least 1.
-        seed: of the draw and of the runs; keep it apart from the race's seeds.
+        seeds: each trial runs with every one of them, and their mean counts; the first is also the draw's. Keep them
+            apart from the race's seeds.
         steps: of a run; the task's own if not given.
         schedule: as in `train`.
         on_trial: called after each trial.
 
     Returns:
         The trials.
+
+    Raises:
+        ValueError: no seeds, or fewer than one trial.
     """
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one")
+    length = task.steps if steps is None else steps
     done: list[Trial] = []
-    for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seed):
-        steps_of_run = task.steps if steps is None else steps
-        run = train(task, method, learning_rate=learning_rate, seed=seed, steps=steps_of_run, schedule=schedule)
-        done.append(Trial(learning_rate, lowest_validation_loss(run)))
+    for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seeds[0]):
+        runs = [
+            train(task, method, learning_rate=learning_rate, seed=seed, steps=length, schedule=schedule)
+            for seed in seeds
+        ]
+        done.append(Trial(learning_rate, _mean([lowest_validation_loss(run) for run in runs])))
         if on_trial is not None:
             on_trial(done[-1])
-    return Tuning(method.name, seed, tuple(done))
+    return Tuning(method.name, tuple(seeds), tuple(done))
+
+
+def _mean(losses: list[float | None]) -> float | None:
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) / len(finite) if len(finite) == len(losses) else None
 
 
 def lowest_validation_loss(run: Run) -> float | None:
