@@ -29,7 +29,7 @@ _LARGEST_GRAM = 20_000
 # Below this many rows a first solution on every fourth row does not pay.
 _SAMPLED_START = 20_000
 _SAMPLE_STRIDE = 4
-_SAMPLE_TOLERANCE = 1e-3
+_SAMPLE_TOLERANCE = 0.1
 
 
 class SVMFit(NamedTuple):
