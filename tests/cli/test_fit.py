@@ -171,6 +171,10 @@ def test_a_folder_that_is_no_model_is_not_overwritten(refused, folder, tmp_path)
     assert files(folder) == before
 
 
+def test_a_model_among_the_classes_is_refused(refused, folder):
+    assert "where every folder is a class: choose a place outside" in refused("fit", folder, "-o", folder / "m")
+
+
 def test_a_file_is_not_overwritten(refused, folder, tmp_path):
     (tmp_path / "m").write_text("mine")
     assert "is a file: choose another name" in refused("fit", folder, "-o", tmp_path / "m")
@@ -220,9 +224,12 @@ def test_ctrl_c_writes_nothing(run, folder, tmp_path, monkeypatch):
     assert not (tmp_path / "m").exists()
 
 
-def test_too_little_memory(refused, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_too_little_memory(refused, folder, tmp_path, monkeypatch, error):
     def exhaust(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(DeepFisherNetwork, "fit", exhaust)
     assert "the memory does not suffice: fewer --components" in refused("fit", folder, "-o", tmp_path / "m", *FAST)

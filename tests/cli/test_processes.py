@@ -30,6 +30,16 @@ def test_help_imports_nothing_heavy():
     assert "fisherlayers fit flowers/train -o flowers-model" in result.stdout
 
 
+def test_bad_input_is_found_before_the_heavy_imports(tmp_path):
+    code = (
+        "import sys; from typer.testing import CliRunner; from fisherlayers.cli import app; "
+        f"result = CliRunner().invoke(app, ['fit', {str(tmp_path / 'none')!r}, '-o', {str(tmp_path / 'm')!r}]); "
+        "print(result.exit_code, [name for name in ('torch', 'sklearn', 'scipy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "2 []\n"
+
+
 def test_version_and_usage_errors():
     assert call("--version").stdout.startswith("fisherlayers 0.")
     assert call("nonsense").returncode == 2
@@ -44,7 +54,7 @@ def test_an_error_is_one_message_and_code_2(tmp_path):
 
 @pytest.mark.parametrize("after", ["reading images", "layer 1: descriptors", "encode"])
 def test_ctrl_c_ends_fit_and_leaves_nothing(tmp_path, after):
-    pictures = write_folder(tmp_path / "pictures", per_class=12, shape=(160, 160))
+    pictures = write_folder(tmp_path / "pictures", per_class=6, shape=(128, 128))
     arguments = ["fit", pictures, "-o", tmp_path / "m", *FAST, "--preset", "photos", "--validation", "0"]
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

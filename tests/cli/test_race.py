@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fisherlayers.cli.race import Optimizer, TaskName
 from fisherlayers.cli.standings import Standings
-from fisherlayers.race import BASES, TASKS, Point, Progress, race_from_json
+from fisherlayers.race import BASES, TASKS, Point, Progress, Trial, Tuning, race_from_json
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,15 @@ def test_tuning_chooses_a_learning_rate_for_each_method(run, tmp_path, load_json
     assert "tune SGD reconstructed ..." in result.err
     rates = [record["learning_rate"] for record in load_json((tmp_path / "r.json").read_text())["runs"]]
     assert all(rate != BASES["SGD"].learning_rate for rate in rates)
+
+
+def test_tuning_that_finds_nothing(refused, tmp_path, monkeypatch):
+    def fail(task, method, *, trials, steps, on_trial):
+        return Tuning(method.name, 0, (Trial(0.1, None),) * trials)
+
+    monkeypatch.setattr("fisherlayers.race.tune", fail)
+    message = refused("race", "--optimizer", "SGD", "--tune", 2, "-o", tmp_path / "r.svg")
+    assert "all 2 trials of SGD diverged: give more by --tune" in message
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_race(refused, tmp_path, monkeypatch):

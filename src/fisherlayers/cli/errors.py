@@ -54,6 +54,11 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 raise
             typer.echo(f"error: {_message(error)}", err=True)
             raise typer.Exit(USER_ERROR) from None
+        except RuntimeError as error:
+            if "allocate memory" not in str(error) or kwargs.get("debug"):  # torch's way to say it
+                raise
+            typer.echo(f"error: {_message(MemoryError())}", err=True)
+            raise typer.Exit(USER_ERROR) from None
 
     return run
 

@@ -81,11 +81,12 @@ def evaluate(
         UserError: labels that the model does not know.
     """
     from fisherlayers.cli.image_inputs import by_parts, list_images, read_labelled
+
+    listed = list_images(source, min_classes=1)
     from fisherlayers.fisher_vectors import DeepFisherNetwork
 
     network = DeepFisherNetwork.load(model)
     network.n_jobs = jobs
-    listed = list_images(source, min_classes=1)
     classes = [str(name) for name in network.classes_]
     if unknown := [name for name in listed.classes if name not in classes]:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")

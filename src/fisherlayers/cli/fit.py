@@ -68,15 +68,16 @@ def fit(
     started = time.perf_counter()
     from fisherlayers.cli.output import check_model_place
 
-    check_model_place(output)
+    check_model_place(output, source)
     import numpy as np
-    from scipy.stats import binomtest
 
     from fisherlayers.cli.console import Stages
     from fisherlayers.cli.image_inputs import by_parts, list_images, read_labelled
-    from fisherlayers.fisher_vectors import DeepFisherNetwork
 
     images, names, classes = read_labelled(list_images(source, min_classes=2), skip_unreadable=skip_unreadable)
+    from scipy.stats import binomtest
+
+    from fisherlayers.fisher_vectors import DeepFisherNetwork
 
     def train(members: "NDArray[np.intp]", prefix: str = "") -> DeepFisherNetwork:
         model = DeepFisherNetwork(

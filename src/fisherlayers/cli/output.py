@@ -17,19 +17,22 @@ _PROBE: Final = b"\0" * 2**20
 _FILE_WIDTH: Final = 1000  # columns of a table that goes to a file or a pipe: nothing is folded
 
 
-def check_model_place(folder: Path) -> None:
+def check_model_place(folder: Path, source: Path) -> None:
     """Refuse a place where a model cannot be saved, or would replace something that is no model.
 
     Args:
         folder: the model folder to be.
+        source: the folder of images, or the table.
 
     Raises:
-        UserError: it is a file, a folder with other contents, or cannot be written.
+        UserError: it is a file, a folder with other contents or inside the images, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another name for the model")
     if folder.is_dir() and any(folder.iterdir()) and not _is_model(folder):
         raise UserError(f"{folder} exists and is no model of fisherlayers: it is not overwritten, choose another name")
+    if source.is_dir() and source.resolve() in folder.resolve().parents:
+        raise UserError(f"{folder} lies inside {source}, where every folder is a class: choose a place outside")
     check_writable(folder.absolute().parent)
 
 

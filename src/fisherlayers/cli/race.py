@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fisherlayers.cli.errors import Debug, guarded
+from fisherlayers.cli.errors import Debug, UserError, guarded
 
 if TYPE_CHECKING:
     from fisherlayers.race import Method, Race, Task
@@ -94,6 +94,9 @@ def tuned_learning_rates(task: "Task", methods: "list[Method]", *, trials: int, 
 
     Returns:
         Method name -> learning rate; empty without trials.
+
+    Raises:
+        UserError: every trial of a method diverged.
     """
     from fisherlayers.cli.console import Stages
     from fisherlayers.race import Trial, tune
@@ -108,7 +111,10 @@ def tuned_learning_rates(task: "Task", methods: "list[Method]", *, trials: int, 
                     done.append(trial)
                     stages(name, len(done), trials)
 
-                rates[method.name] = tune(task, method, trials=trials, steps=steps, on_trial=report).learning_rate
+                tuning = tune(task, method, trials=trials, steps=steps, on_trial=report)
+                if all(trial.validation_loss is None for trial in tuning.trials):
+                    raise UserError(f"all {trials} trials of {method.name} diverged: give more by --tune")
+                rates[method.name] = tuning.learning_rate
     return rates
 
 

@@ -1,8 +1,6 @@
 """scikit-learn's digits: 1,797 handwritten digits of 8 x 8 pixels, inside its wheel."""
 
 import numpy as np
-from sklearn import datasets
-from sklearn.model_selection import train_test_split
 
 from fisherlayers.data.image_sets import TrainTest
 
@@ -22,6 +20,9 @@ def load_digits(*, test_fraction: float = 0.25, seed: int = 0) -> TrainTest:
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie in (0, 1); got {test_fraction}")
+    from sklearn import datasets  # a second's import, which the other loaders do not need
+    from sklearn.model_selection import train_test_split
+
     digits = datasets.load_digits()
     train_images, test_images, train_labels, test_labels = train_test_split(
         np.float32(digits.images) / 16,
