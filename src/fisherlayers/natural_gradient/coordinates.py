@@ -15,6 +15,7 @@ is a layer without bias, or one whose bias is not trained: then the mean must be
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fisherlayers.layer import Root
@@ -111,7 +112,8 @@ def change_value(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coo
     Returns:
         (W', d) in the new coordinates.
     """
-    return value_from_plain(*value_to_plain(weight, bias, old), new)
+    plain = multiply(old.root, weight)
+    return solve(new.root, plain), None if bias is None else bias + _times(plain, new.mean - old.mean)
 
 
 def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coordinates) -> Rows:
@@ -126,7 +128,10 @@ def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: 
     Returns:
         (G', g) in the new coordinates.
     """
-    return gradient_from_plain(*gradient_to_plain(weight, bias, old), new)
+    plain = solve(old.root, weight)  # without g μᵀ of the old mean, which the new mean's replaces
+    if bias is not None:
+        plain = torch.addcmul(plain, bias.unsqueeze(-1), (old.mean - new.mean).unsqueeze(-2))
+    return multiply(new.root, plain), bias
 
 
 def _times(weight: Tensor, mean: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ class FisherWeight(nn.Module):
         """
         with torch.autocast(inputs.device.type, enabled=False):
             rows = input_rows(layer, inputs.detach(), self.settings.max_rows).to(self.mean.dtype)
-            if rows.shape[-2] == 0 or not bool(torch.isfinite(rows.square().sum())):
+            if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
             if self.observed_at < 0:
                 self.origin.copy_(rows.mean(-2))

@@ -30,17 +30,17 @@ _NORMALIZATIONS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-_AUTO_RANK = 32
+_AUTO_RANK = 31  # with the mean 32 columns, which matrix products like
 
 
 def reconstruct(
     model: Model,
     *,
     mode: Literal["input"] = "input",
-    damping: float = 0.3,
-    decay: float = 0.95,
-    refresh_every: int = 10,
-    statistics_every: int = 10,
+    damping: float = 1.0,
+    decay: float = 0.9,
+    refresh_every: int = 50,
+    statistics_every: int = 25,
     rank: int | Literal["auto"] | None = "auto",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
