@@ -15,7 +15,7 @@ from fisherlayers.natural_gradient.inputs import Layer, group_count, input_rows,
 from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, solve
 from fisherlayers.natural_gradient.roots import input_coordinates
 
-__all__ = ["FisherBias", "FisherWeight", "Settings", "attach", "detach", "fisher_of", "originals"]
+__all__ = ["FisherBias", "FisherWeight", "Settings", "fisher_of", "originals"]
 
 
 class Settings(NamedTuple):
@@ -257,34 +257,6 @@ class FisherBias(nn.Module):
         weights: Any = cast("nn.ModuleDict", self._layer[0].parametrizations)["weight"]
         fisher: FisherWeight = weights[0]
         return fisher.offset(weights.original)
-
-
-def attach(layer: Layer, settings: Settings) -> None:
-    """Parametrize a layer's weight and bias; values stay.
-
-    Args:
-        layer: A linear layer or a convolution.
-        settings: How its local Fisher layer follows the input.
-    """
-    parametrize.register_parametrization(layer, "weight", FisherWeight(layer, settings), unsafe=True)
-    if layer.bias is not None:
-        parametrize.register_parametrization(layer, "bias", FisherBias(layer), unsafe=True)
-
-
-def detach(layer: nn.Module) -> None:
-    """Make weight and bias plain again, as they are.
-
-    Args:
-        layer: A reconstructed layer.
-    """
-    # torch gives a deep copy the class of its original and takes the property off that class: take a class of our own.
-    shared = type(layer)
-    members = {name: member for name, member in vars(shared).items() if name not in {"__dict__", "__weakref__"}}
-    layer.__class__ = type(shared.__name__, shared.__bases__, members)
-    if originals(layer)[1] is not None:
-        parametrize.remove_parametrizations(layer, "bias", leave_parametrized=True)
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    layer._parameters["bias"] = layer._parameters.pop("bias")  # behind the weight, as it was
 
 
 def fisher_of(module: nn.Module) -> FisherWeight | None:

@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from fisherlayers.natural_gradient.attachment import attach, detach
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
 from fisherlayers.natural_gradient.inputs import row_size
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings, attach, detach, fisher_of
+from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings, fisher_of
 from fisherlayers.natural_gradient.roots import plain_coordinates
 from fisherlayers.natural_gradient.ticking import refresh_layer, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
@@ -30,7 +31,8 @@ _NORMALIZATIONS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-_AUTO_RANK = 31  # with the mean 32 columns, which matrix products like
+_AUTO_RANK = 31  # 32 columns with the mean: matrix products like them
+_AUTO_SIZE = 100
 
 
 def reconstruct(
@@ -47,11 +49,17 @@ def reconstruct(
 ) -> Model:
     """Put a local Fisher layer before every linear layer and convolution of a model, in place.
 
-    Each weight becomes W = W' S and each bias b = d - W μ, where S is the inverse square root of the covariance of the
-    layer's input and μ its mean. The Parameter objects stay (they hold W' and d from now on), and so does the function
-    that the model computes. Train it as before: any optimizer from ``torch.optim``, built before or after. Gradient
-    descent on (W', d) is gradient descent on [W b] preconditioned by E[x̃ x̃ᵀ]^(-1), x̃ = [x; 1] (Liu et al., arXiv
-    2412.07441; centred by the bias as in Desjardins et al., arXiv 1507.00210).
+    Each weight becomes W = W' S and each bias b = d - W μ, where μ is the mean of the layer's input and S the inverse
+    square root of its covariance, damped and scaled to keep the input's power (``input_coordinates`` in ``roots.py``).
+    The Parameter objects stay (they hold W' and d from now on), and so does the function that the model computes.
+
+    Train as before, with any optimizer from ``torch.optim``, built before or after, at its usual learning rate.
+    Gradient descent on (W', d) is gradient descent on [W b] preconditioned by the inverse information of the
+    homogeneous input [x; 1] (Liu et al., arXiv 2412.07441; centred by the bias as in Desjardins et al., arXiv
+    1507.00210). Information and roots follow the training from outside; at a new root W and b stay, and the optimizer's
+    momentum is carried along. Second moments (Adam) are kept as they are. Weight decay acts on W' and d.
+
+    Save with ``state_dict`` (resumes exactly) or ``plain_state_dict``; ``fold`` makes the model plain again.
 
     Args:
         model: Any model; parametric layers of other kinds are left alone and named in one warning.
@@ -60,9 +68,9 @@ def reconstruct(
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
         refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
         statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
-            observed step count.
-        rank: Directions of the input that are treated one by one; None for all (a dense root, for layers up to a few
-            hundred inputs), ``"auto"`` for whichever is cheaper.
+            observed step count, each by at most 4,096 rows (samples x positions).
+        rank: Directions of the input that are treated one by one, the others alike; None for all of them (a dense
+            root), ``"auto"`` for 31, or all where the layer has fewer than a hundred inputs.
         include: Patterns of module names, as ``fnmatch`` reads them; only matching layers are reconstructed.
         exclude: Patterns of module names that are left alone.
 
@@ -99,7 +107,8 @@ def reconstruct(
     layers = _eligible(model, include, exclude)
     for layer in layers:
         size = row_size(layer.weight)
-        chosen = _AUTO_RANK if rank == "auto" and size > 3 * _AUTO_RANK else None if rank == "auto" else rank
+        automatic = _AUTO_RANK if size >= _AUTO_SIZE else None
+        chosen = automatic if rank == "auto" else rank
         settings = Settings(damping, decay, refresh_every, statistics_every, chosen)
         attach(layer, settings)
         accept_plain_keys(layer)

@@ -1,0 +1,97 @@
+"""Fused products against the roots' own, with their derivatives."""
+
+import pytest
+import torch
+
+from fisherlayers.inverse_root import LowRank, random_basis
+from fisherlayers.layer import DenseRoot, LowRankRoot
+from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.natural_gradient.parametrization import originals
+from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, solve
+from natural_gradient.cases_natural_gradient import perceptron, train, vectors
+
+N, D, R = 5, 7, 3
+
+
+def low_rank():
+    return LowRankRoot(LowRank(torch.tensor(0.7), random_basis(D, R), torch.tensor([0.2, 0.9, 1.4])))
+
+
+@pytest.mark.parametrize("root", [low_rank(), DenseRoot(torch.eye(D) + 0.1)], ids=["low rank", "dense"])
+def test_products_are_those_of_the_root(root):
+    root = root.double()
+    rows = torch.randn(N, D, requires_grad=True)
+    for fused, slow in ((multiply, root.multiply), (solve, root.solve)):
+        torch.testing.assert_close(fused(root, rows), slow(rows))
+        aim = torch.randn(N, D)
+        (found,) = torch.autograd.grad((fused(root, rows) * aim).sum(), rows)
+        (expected,) = torch.autograd.grad((slow(rows) * aim).sum(), rows)
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_product_with_the_shift_comes_along():
+    root, rows, shift = low_rank().double(), torch.randn(N, D, requires_grad=True), torch.randn(D)
+    assert fusible(root, rows)
+    plain, offset = multiply_and_shift(root, rows, shift)
+    torch.testing.assert_close(plain, root.multiply(rows))
+    torch.testing.assert_close(offset, rows @ shift)
+    assert torch.autograd.gradcheck(lambda rows: multiply_and_shift(root, rows, shift), rows)
+
+
+def test_products_can_be_differentiated_twice():
+    root, rows = low_rank().double(), torch.randn(N, D, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda rows: multiply(root, rows).sin(), rows)
+
+
+def test_groups_and_other_dtypes_take_the_general_way():
+    root = low_rank().double()
+    assert not fusible(root, torch.randn(2, N, D))
+    assert not fusible(root, torch.randn(N, D).float())
+
+
+class TestReadingTheWeightAndThenTheBias:
+    """The weight's product leaves W' · shift for the bias; it must never be a stale one."""
+
+    @pytest.fixture
+    def layer(self):
+        model = reconstruct(perceptron(), rank=3, refresh_every=2, statistics_every=1)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.01), *vectors(), 5)
+        assert model[0].parametrizations.weight[0].shift.any()
+        model.zero_grad()
+        return model[0]
+
+    def expected(self, layer):
+        weight, bias = originals(layer)
+        return bias - weight @ layer.parametrizations.weight[0].shift
+
+    def test_in_any_order(self, layer):
+        torch.testing.assert_close(layer.bias, self.expected(layer))
+        weight = layer.weight
+        torch.testing.assert_close(layer.bias, self.expected(layer))
+        torch.testing.assert_close(layer.bias, self.expected(layer))
+        assert weight.shape == (9, 7)
+
+    def test_after_the_weight_has_moved(self, layer):
+        weight = layer.weight
+        with torch.no_grad():
+            originals(layer)[0].mul_(2)
+        torch.testing.assert_close(layer.bias, self.expected(layer))
+        assert weight.requires_grad
+
+    def test_with_gradients_after_a_read_without(self, layer):
+        with torch.no_grad():
+            weight = layer.weight
+        layer.bias.sum().backward()
+        shift = layer.parametrizations.weight[0].shift
+        torch.testing.assert_close(originals(layer)[0].grad, -shift.expand_as(weight))
+
+    def test_gradients_of_both_together(self, layer):
+        aim = torch.randn(9, 7)
+        ((layer.weight * aim).sum() + layer.bias.exp().sum()).backward()
+        found = originals(layer)[0].grad.clone()
+        weight, bias = originals(layer)
+        fisher = layer.parametrizations.weight[0]
+        plain = fisher.root.multiply(weight)
+        loss = (plain * aim).sum() + (bias - weight @ fisher.shift).exp().sum()
+        (expected,) = torch.autograd.grad(loss, weight)
+        torch.testing.assert_close(found, expected)
