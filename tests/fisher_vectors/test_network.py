@@ -158,7 +158,7 @@ def test_images_too_small_for_a_layer_have_zeros_there(grey):
 def test_progress_names_every_stage():
     images, labels = textures(3)
     calls = []
-    fitted(SETTINGS, images, labels, progress=lambda *call: calls.append(call))
+    fitted(replace(SETTINGS, iterations=200), images, labels, progress=lambda *call: calls.append(call))
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
     assert stages == [
         "layer 1: descriptors",
@@ -168,6 +168,8 @@ def test_progress_names_every_stage():
         "layer 2: mixture",
     ]
     assert all(0 < done <= total for _, done, total in calls)
+    last = {stage: (done, total) for stage, done, total in calls}
+    assert all(done == total for done, total in last.values())
 
 
 def test_too_few_descriptors():

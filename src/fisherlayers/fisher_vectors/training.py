@@ -220,6 +220,9 @@ def _fit_stage(
         max_iterations=settings.iterations,
         progress=None if progress is None else lambda done, total, _: progress(f"{name}: mixture", done, total),
     )
+    if progress is not None:
+        # Expectation maximisation may have converged before the last iteration.
+        progress(f"{name}: mixture", settings.iterations, settings.iterations)
     return FisherStage(pca, settings.position_weight, mixture)
 
 
