@@ -7,7 +7,7 @@ from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.layer import DenseRoot, LowRankRoot
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.natural_gradient.parametrization import originals
-from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, solve
+from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, shifted_factors, solve
 from natural_gradient.cases_natural_gradient import perceptron, train, vectors
 
 N, D, R = 5, 7, 3
@@ -32,10 +32,10 @@ def test_products_are_those_of_the_root(root):
 def test_the_product_with_the_shift_comes_along():
     root, rows, shift = low_rank().double(), torch.randn(N, D, requires_grad=True), torch.randn(D)
     assert fusible(root, rows)
-    plain, offset = multiply_and_shift(root, rows, shift)
+    plain, offset = multiply_and_shift(rows, shifted_factors(root, shift))
     torch.testing.assert_close(plain, root.multiply(rows))
     torch.testing.assert_close(offset, rows @ shift)
-    assert torch.autograd.gradcheck(lambda rows: multiply_and_shift(root, rows, shift), rows)
+    assert torch.autograd.gradcheck(lambda rows: multiply_and_shift(rows, shifted_factors(root, shift)), rows)
 
 
 def test_products_can_be_differentiated_twice():

@@ -6,13 +6,19 @@ from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from fisherlayers.information import DenseInformation
-from fisherlayers.layer import Root, identity_root
+from fisherlayers.layer import LowRankRoot, Root, identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.inputs import Layer, group_count, input_rows, row_size, to_rows
-from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, solve
+from fisherlayers.natural_gradient.products import (
+    Factors,
+    fusible,
+    multiply,
+    multiply_and_shift,
+    shifted_factors,
+    solve,
+)
 from fisherlayers.natural_gradient.roots import input_coordinates
 
 __all__ = ["FisherBias", "FisherWeight", "Settings", "fisher_of", "originals"]
@@ -27,6 +33,18 @@ class Settings(NamedTuple):
     statistics_every: int
     rank: int | None
     max_rows: int = 4096
+
+
+class _Read(NamedTuple):
+    """What a weight was computed from, to recognise it when the bias is read next."""
+
+    plain: weakref.ref[Tensor]
+    weight: weakref.ref[Tensor]
+    version: int
+    with_grad: bool
+
+    def is_of(self, weight: Tensor) -> bool:
+        return self.weight() is weight and (self.version, self.with_grad) == (weight._version, torch.is_grad_enabled())
 
 
 class FisherWeight(nn.Module):
@@ -62,7 +80,8 @@ class FisherWeight(nn.Module):
         self.register_buffer("mean", torch.zeros(*batch_shape, size, **like))
         self.register_buffer("shift", torch.zeros(*batch_shape, size, **like))  # mean S: b = d - W' shift
         self._centres = layer.bias is not None
-        self._latest: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int, bool] | None = None
+        self._latest: _Read | None = None
+        self._factors: tuple[tuple[int, ...], Factors] | None = None
         self.steps = 0
         self.observed_at = -1
         self.refreshed_at = -1
@@ -78,10 +97,10 @@ class FisherWeight(nn.Module):
         """
         rows = to_rows(weight, self.groups).to(self.mean.dtype)
         if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
-            plain, offset = multiply_and_shift(self.root, rows, self.shift)
+            plain, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
             plain = plain.reshape(weight.shape)
             plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
-            self._latest = (weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
+            self._latest = _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
             return plain
         return multiply(self.root, rows).reshape(weight.shape).to(weight.dtype)
 
@@ -95,19 +114,9 @@ class FisherWeight(nn.Module):
             (out,).
         """
         latest, self._latest = self._latest, None
-        if latest is not None:
-            plain, source, version, grad_enabled = latest
-            used = plain()
-            if (
-                used is not None
-                and source() is weight
-                and (version, grad_enabled)
-                == (
-                    weight._version,
-                    torch.is_grad_enabled(),
-                )
-            ):
-                return cast("Tensor", used.offset)  # type: ignore[attr-defined]
+        plain = None if latest is None else latest.plain()
+        if latest is not None and plain is not None and latest.is_of(weight):
+            return cast("Tensor", plain.offset)  # type: ignore[attr-defined]
         rows = to_rows(weight, self.groups).to(self.shift.dtype)
         return (rows @ self.shift.unsqueeze(-1)).flatten()
 
@@ -121,11 +130,18 @@ class FisherWeight(nn.Module):
             W', of the same shape and dtype.
         """
         rows = solve(self.root, to_rows(weight, self.groups).to(self.mean.dtype))
-        bias = originals(self._layer[0])[1] if parametrize.is_parametrized(self._layer[0], "bias") else None
-        if bias is not None:
-            before = to_rows(originals(self._layer[0])[0], self.groups).to(self.mean.dtype)
-            bias += ((rows - before) @ self.shift.unsqueeze(-1)).flatten().to(bias.dtype)
+        if _parametrizations(self._layer[0], "bias") is not None:
+            mine, bias = originals(self._layer[0])
+            before = to_rows(mine, self.groups).to(self.mean.dtype)
+            cast("Tensor", bias).add_(((rows - before) @ self.shift.unsqueeze(-1)).flatten())
         return rows.reshape(weight.shape).to(weight.dtype)
+
+    def _shifted_factors(self, root: LowRankRoot) -> Factors:
+        # The versions count writes in place: by a refresh, or by load_state_dict.
+        versions = tuple(tensor._version for tensor in (root.scale, root.basis, root.gains, self.shift))
+        if self._factors is None or self._factors[0] != versions:
+            self._factors = versions, shifted_factors(root, self.shift)
+        return self._factors[1]
 
     @property
     def coordinates(self) -> Coordinates:
@@ -209,6 +225,7 @@ class FisherWeight(nn.Module):
         self.steps, self.observed_at, self.refreshed_at = state.tolist()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._factors = None
         # model.half() or .bfloat16() must not round the information and the root: there is no bf16 root.
         kept = [buffer.clone() for buffer in self.buffers()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -254,9 +271,8 @@ class FisherBias(nn.Module):
         return (bias + self._offset()).to(bias.dtype)
 
     def _offset(self) -> Tensor:
-        weights: Any = cast("nn.ModuleDict", self._layer[0].parametrizations)["weight"]
-        fisher: FisherWeight = weights[0]
-        return fisher.offset(weights.original)
+        layer = self._layer[0]
+        return cast("FisherWeight", fisher_of(layer)).offset(originals(layer)[0])
 
 
 def fisher_of(module: nn.Module) -> FisherWeight | None:
@@ -268,10 +284,8 @@ def fisher_of(module: nn.Module) -> FisherWeight | None:
     Returns:
         Its ``FisherWeight``, or None if it is not a reconstructed layer.
     """
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    parametrizations = cast("nn.ModuleDict", module.parametrizations)["weight"]
-    first = cast("nn.ModuleList", parametrizations)[0]
+    weights = _parametrizations(module, "weight")
+    first = None if weights is None else weights._modules["0"]
     return first if isinstance(first, FisherWeight) else None
 
 
@@ -284,6 +298,12 @@ def originals(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     Returns:
         W' and d; d is None if there is no bias.
     """
-    parametrizations = cast("nn.ModuleDict", layer.parametrizations)
-    bias = parametrizations["bias"].original if "bias" in parametrizations else None
-    return cast("Tensor", parametrizations["weight"].original), cast("Tensor | None", bias)
+    weights, biases = _parametrizations(layer, "weight"), _parametrizations(layer, "bias")
+    bias = None if biases is None else biases._parameters["original"]
+    return cast("Tensor", cast("nn.Module", weights)._parameters["original"]), bias
+
+
+def _parametrizations(module: nn.Module, name: str) -> nn.Module | None:
+    # Past the properties and containers on the way: this is looked up at every step.
+    every = module._modules.get("parametrizations")
+    return None if every is None else every._modules.get(name)

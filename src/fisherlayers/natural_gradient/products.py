@@ -1,18 +1,18 @@
 """Rows times a root and its inverse, in as few passes over the rows as there can be.
 
-``LowRankRoot`` makes five passes over a weight and five over its gradient for scale x rows + (rows U E) Uᵀ. Here the
-scale rides along with a matrix product (BLAS's beta), forward and backward, and so does rows · shift, by which the
-bias depends on the weight. That decides the step time on a CPU.
+``LowRankRoot`` makes five passes over a weight and five over its gradient for scale x rows + (rows U E) Uᵀ. Here it
+is one addition, forward and backward, and rows · shift, by which the bias depends on the weight, rides along with the
+matrix products. That decides the step time on a CPU.
 """
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from fisherlayers.layer import LowRankRoot, Root
 
-__all__ = ["fusible", "multiply", "multiply_and_shift", "solve"]
+__all__ = ["Factors", "fusible", "multiply", "multiply_and_shift", "shifted_factors", "solve"]
 
 
 def multiply(root: Root, rows: Tensor) -> Tensor:
@@ -30,22 +30,40 @@ def multiply(root: Root, rows: Tensor) -> Tensor:
     return root.multiply(rows)
 
 
-def multiply_and_shift(root: LowRankRoot, rows: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+class Factors(NamedTuple):
+    """scale I + weighted basisᵀ, a symmetric matrix; (D, r) each, with the shift as a further last column."""
+
+    basis: Tensor
+    weighted: Tensor
+    scale: float
+
+
+def shifted_factors(root: LowRankRoot, shift: Tensor) -> Factors:
+    """Return what ``multiply_and_shift`` multiplies by.
+
+    Args:
+        root: F^(-1/2).
+        shift: (D,).
+
+    Returns:
+        The factors of the root, widened by the shift.
+    """
+    column = shift.unsqueeze(1)
+    weighted = torch.cat([root.basis * (root.gains - root.scale), column], 1)
+    return Factors(torch.cat([root.basis, column], 1), weighted, root.scale.item())
+
+
+def multiply_and_shift(rows: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
     """Return ``root.multiply(rows)`` and ``rows @ shift``, differentiable by the rows.
 
     Args:
-        root: F^(-1/2), of low rank and ``fusible``.
         rows: (N, D).
-        shift: (D,).
+        factors: ``shifted_factors`` of a root that is ``fusible``.
 
     Returns:
         (N, D) and (N,).
     """
-    weighted = torch.cat([root.basis * (root.gains - root.scale), shift.unsqueeze(1)], 1)
-    basis = torch.cat([root.basis, shift.unsqueeze(1)], 1)
-    both: tuple[Tensor, Tensor] = _ShiftedProduct.apply(  # type: ignore[no-untyped-call]
-        rows, basis, weighted, root.scale.item()
-    )
+    both: tuple[Tensor, Tensor] = _ShiftedProduct.apply(rows, *factors)  # type: ignore[no-untyped-call]
     return both
 
 
@@ -99,7 +117,7 @@ class _LowRankProduct(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
-        return torch.addmm(rows, rows @ weighted, basis.mT, beta=scale)
+        return (rows @ weighted @ basis.mT).add_(rows, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -115,11 +133,11 @@ class _ShiftedProduct(torch.autograd.Function):
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
         products = rows @ weighted
-        plain = torch.addmm(rows, products[:, :-1], basis[:, :-1].mT, beta=scale)
+        plain = (products[:, :-1] @ basis[:, :-1].mT).add_(rows, alpha=scale)
         return plain, products[:, -1].clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, offset: Tensor) -> tuple[Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         products = torch.cat([gradient @ weighted[:, :-1], offset.unsqueeze(1)], 1)
-        return torch.addmm(gradient, products, basis.mT, beta=ctx.scale), None, None, None
+        return (products @ basis.mT).add_(gradient, alpha=ctx.scale), None, None, None

@@ -65,7 +65,9 @@ def input_coordinates(
 
 def _scaled(root: Root, c: Tensor, dtype: torch.dtype) -> Root:
     if isinstance(root, LowRankRoot):
-        scaled = LowRank(root.scale * c, root.basis, root.gains * c.unsqueeze(-1))
+        # Along a dead input the basis shrinks at every refresh; denormal numbers would make products 50 times slower.
+        basis = torch.where(root.basis.abs() < torch.finfo(dtype).eps ** 2, 0.0, root.basis)
+        scaled = LowRank(root.scale * c, basis, root.gains * c.unsqueeze(-1))
         return LowRankRoot(LowRank(*(tensor.to(dtype) for tensor in scaled)))
     return DenseRoot((root.dense() * c[..., None, None]).to(dtype))
 
