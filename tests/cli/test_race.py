@@ -60,7 +60,7 @@ def test_tuning_chooses_a_learning_rate_for_each_method(run, tmp_path, load_json
 
 def test_tuning_that_finds_nothing(refused, tmp_path, monkeypatch):
     def fail(task, method, *, trials, steps, on_trial):
-        return Tuning(method.name, 0, (Trial(0.1, None),) * trials)
+        return Tuning(method.name, (0,), (Trial(0.1, None, None),) * trials)
 
     monkeypatch.setattr("fisherlayers.race.tune", fail)
     message = refused("race", "--optimizer", "SGD", "--tune", 2, "-o", tmp_path / "r.svg")

@@ -19,7 +19,8 @@ RUNS = (
     run([2.0, math.nan], base="Muon", diverged=True),
 )
 RACED = Raced(
-    Race("small", "a small task", "accuracy", 8, 20, "linear", RUNS), {"SGD": Tuning("SGD", (0,), (Trial(0.1, 0.5),))}
+    Race("small", "a small task", "accuracy", 8, 20, "linear", RUNS),
+    {"SGD": Tuning("SGD", (0,), (Trial(0.1, 0.5, 0.4),))},
 )
 IMAGES = np.zeros((6, 8, 8), np.uint8)
 LABELS = np.array([0, 1, 0, 1, 0, 1])
@@ -49,7 +50,7 @@ def test_the_report_holds_both_halves():
     for text in (
         "a small task",
         "not reached",
-        "the best of 1 on validation loss",
+        "the best of 1 by final training loss",
         "SGD reconstructed 0.1",
         "83.3",
         "Cut from photographs.",

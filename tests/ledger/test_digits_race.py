@@ -1,6 +1,6 @@
 import math
 
-from benchmarks.digits_race import figures_of, finite
+from benchmarks.digits_race import figures_of, finite, validation_figure
 
 from fisherlayers.race import Race, summarize
 from race.hand_made import run
@@ -32,3 +32,14 @@ def test_infinity_becomes_none():
     from fisherlayers.race import Comparison
 
     assert finite(Comparison(0, 0.5, math.inf, 20, math.inf, 1.0))["steps"] is None
+
+
+def test_the_validation_target_is_the_plain_runs_lowest_validation_loss():
+    runs = (  # validation loss = training loss + 1
+        run([2.0, 0.5, 0.4, 0.6]),
+        run([2.0, 0.3, 0.1, 0.1], reconstructed=True),
+        run([2.0, 0.5, 0.4, 0.3], seed=1),
+        run([2.0, 0.5, 0.5, 0.4], seed=1, reconstructed=True),
+    )
+    figure = validation_figure(Race("small", "a small task", "accuracy", 8, 30, "linear", runs), "SGD", "")
+    assert (figure.value, figure.spread, figure.seeds) == ((0.5 + 2.0) / 2, (0.5, 2.0), [0, 1])

@@ -38,7 +38,11 @@ def test_a_trial_is_the_mean_over_its_seeds():
     for trial in tuning.trials:
         runs = [train(small_task(), method, learning_rate=trial.learning_rate, seed=seed, steps=5) for seed in (7, 8)]
         losses = [lowest_validation_loss(run) for run in runs]
-        assert trial.validation_loss == (None if None in losses else sum(losses) / 2)
+        if None in losses:
+            assert trial == Trial(trial.learning_rate, None, None)
+        else:
+            assert trial.validation_loss == pytest.approx(sum(losses) / 2)
+            assert trial.train_loss == pytest.approx(sum(run.final.train_loss for run in runs) / 2)
     assert tuning.trials[0].validation_loss is not None
 
 
@@ -47,11 +51,13 @@ def test_tuning_needs_a_seed():
         tune(small_task(), make_method("SGD"), trials=1, seeds=())
 
 
-def test_the_best_learning_rate_has_the_lowest_validation_loss():
-    trials = (Trial(0.1, 0.5), Trial(1.0, 0.0), Trial(10.0, None))
-    assert Tuning("SGD", (0,), trials).learning_rate == 1.0
+def test_the_best_learning_rate_has_the_lowest_loss():
+    trials = (Trial(0.1, 0.5, 0.0), Trial(1.0, 0.0, 0.5), Trial(10.0, None, None))
+    tuning = Tuning("SGD", (0,), trials)
+    assert tuning.learning_rate == tuning.best("validation_loss") == 1.0
+    assert tuning.best("train_loss") == 0.1
     with pytest.raises(RuntimeError, match="all 1 trials of SGD diverged"):
-        _ = Tuning("SGD", (0,), trials[2:]).learning_rate
+        Tuning("SGD", (0,), trials[2:]).best()
 
 
 def test_the_lowest_validation_loss_of_a_run():

@@ -41,7 +41,7 @@ def contenders() -> list[Method]:
 
 
 def race_optimizers(task: Task, plan: RacePlan, on_progress: Callable[[str, float], None]) -> Raced:
-    """Tune every method with the same number of trials, then race them.
+    """Tune every method with the same number of trials, by the final training loss, then race them.
 
     Args:
         task: what to train.
@@ -63,7 +63,7 @@ def _race(task: Task, plan: RacePlan, on_progress: Callable[[str, float], None])
         on_progress(f"tuning {method.name}", index * plan.trials / trainings)
         tunings[method.name] = tune(task, method, trials=plan.trials, steps=plan.steps)
     listen = partial(_listen, on_progress, len(methods) * plan.trials, trainings)
-    rates = {name: tuning.learning_rate for name, tuning in tunings.items()}
+    rates = {name: tuning.best("train_loss") for name, tuning in tunings.items()}
     race = run_race(task, methods, seeds=plan.seeds, steps=plan.steps, learning_rates=rates, on_progress=listen)
     return Raced(race, tunings)
 

@@ -69,7 +69,11 @@ def race_section(raced: Raced) -> Section:
     plain = "; ".join(f"{name}: {base.settings}" for name, base in BASES.items())
     trials = [len(tuning.trials) for tuning in raced.tunings.values()]
     rates = ", ".join(f"{run.method} {run.learning_rate:.2g}" for run in race.runs[: len(race.methods)])
-    how = f"the best of {trials[0]} on validation loss" if trials else "the optimizer's usual one"
+    how = (
+        f"the best of {trials[0]} by final training loss, for each method alike"
+        if trials
+        else "the optimizer's usual one"
+    )
     return Section(
         f"Fewer steps: {race.title}",
         [
@@ -78,7 +82,7 @@ def race_section(raced: Raced) -> Section:
             "stay the same.",
             f"Every method starts from the same weights and sees the same batches of {race.batch_size}, for "
             f"{race.steps} steps; the learning rate follows the schedule '{race.schedule}'. {plain}.",
-            f"Learning rate: {how} ({rates}).",
+            f"Learning rate, for each method alike: {how} ({rates}).",
         ],
         [race_table(raced)],
         [race_picture(race)],

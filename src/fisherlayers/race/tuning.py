@@ -1,8 +1,10 @@
-"""Tune a method's learning rate by random search on the validation loss, with the same budget for every method."""
+"""Tune a method's learning rate by random search, with the same budget and range for every method of a base."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
 
 import torch
 
@@ -11,16 +13,25 @@ from fisherlayers.race.results import Run
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
 
+EVALUATIONS = 30
+"""Evaluations of a trial's run: fewer than in a race, as they cost more than the steps of a small task."""
+
+Criterion = Literal["validation_loss", "train_loss"]
+
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried, and the lowest validation loss of its run, a mean over the seeds.
+    """A learning rate that was tried; both losses are means over the seeds, and None if a run diverged.
 
-    None if a run diverged.
+    Attributes:
+        learning_rate: before the schedule.
+        validation_loss: the lowest that a run passes through.
+        train_loss: the last one.
     """
 
     learning_rate: float
     validation_loss: float | None
+    train_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -37,19 +48,28 @@ class Tuning:
     seeds: tuple[int, ...]
     trials: tuple[Trial, ...]
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate with the lowest validation loss.
+    def best(self, criterion: Criterion = "validation_loss") -> float:
+        """Return the learning rate with the lowest loss.
+
+        Args:
+            criterion: which loss counts.
+
+        Returns:
+            A learning rate that was tried.
 
         Raises:
             RuntimeError: every trial diverged.
         """
-        finished = [
-            (trial.validation_loss, trial.learning_rate) for trial in self.trials if trial.validation_loss is not None
-        ]
+        losses = [(getattr(trial, criterion), trial.learning_rate) for trial in self.trials]
+        finished = [(loss, rate) for loss, rate in losses if loss is not None]
         if not finished:
             raise RuntimeError(f"all {len(self.trials)} trials of {self.method} diverged: lower its range")
         return min(finished)[1]
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate with the lowest validation loss."""
+        return self.best()
 
 
 def draw_learning_rates(lowest: float, highest: float, *, trials: int, seed: int) -> list[float]:
@@ -84,7 +104,7 @@ def tune(
     schedule: str = "linear",
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuning:
-    """Try learning rates and keep the lowest validation loss that each run passes through.
+    """Try learning rates.
 
     Plain and reconstructed methods of one base optimizer get the same learning rates.
 
@@ -107,21 +127,22 @@ def tune(
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
     length = task.steps if steps is None else steps
+    shared: dict[str, Any] = {"steps": length, "schedule": schedule, "evaluate_every": max(1, length // EVALUATIONS)}
     done: list[Trial] = []
     for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seeds[0]):
-        runs = [
-            train(task, method, learning_rate=learning_rate, seed=seed, steps=length, schedule=schedule)
-            for seed in seeds
-        ]
-        done.append(Trial(learning_rate, _mean([lowest_validation_loss(run) for run in runs])))
+        runs = [train(task, method, learning_rate=learning_rate, seed=seed, **shared) for seed in seeds]
+        done.append(_trial(learning_rate, runs))
         if on_trial is not None:
             on_trial(done[-1])
     return Tuning(method.name, tuple(seeds), tuple(done))
 
 
-def _mean(losses: list[float | None]) -> float | None:
-    finite = [loss for loss in losses if loss is not None]
-    return sum(finite) / len(finite) if len(finite) == len(losses) else None
+def _trial(learning_rate: float, runs: list[Run]) -> Trial:
+    lowest = [lowest_validation_loss(run) for run in runs]
+    finite = [loss for loss in lowest if loss is not None]
+    if len(finite) < len(runs):
+        return Trial(learning_rate, None, None)
+    return Trial(learning_rate, fmean(finite), fmean(run.final.train_loss for run in runs))
 
 
 def lowest_validation_loss(run: Run) -> float | None:
