@@ -33,8 +33,8 @@ ENTRIES = [
 
 def test_the_race_table_holds_steps_seconds_and_ratios():
     assert race_table(RACED).rows == [
-        ["SGD", "0.25", "20", "10", "0.50", "0.25", "0.25", "1.00", "50.0", "50.0"],
-        ["Adam", "0.5", "20", "not reached", "-", "1.00", "not reached", "-", "50.0", "50.0"],
+        ["SGD", "0.25", "20 → 10", "0.50", "0.25 → 0.25", "1.00", "50.0 → 50.0"],
+        ["Adam", "0.5", "20 → never", "-", "1.00 → never", "-", "50.0 → 50.0"],
     ]
 
 
@@ -49,7 +49,7 @@ def test_the_report_holds_both_halves():
     html = render("A demo", sections, footer=footer())
     for text in (
         "a small task",
-        "not reached",
+        "20 → never",
         "the best of 1 by final training loss",
         "SGD reconstructed 0.1",
         "83.3",

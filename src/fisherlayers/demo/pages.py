@@ -20,34 +20,28 @@ def race_table(raced: Raced) -> Table:
     rows = [_race_row(summary) for summary in summarize(raced.race)]
     seeds = len({run.seed for run in raced.race.runs})
     return Table(
-        [
-            "optimizer",
-            "plain's final loss",
-            *("steps", "reconstructed", "ratio"),
-            *("seconds", "reconstructed", "ratio"),
-            *(f"{raced.race.metric_name} %", "reconstructed"),
-        ],
+        ["optimizer", "target loss", "steps", "ratio", "seconds", "ratio", f"{raced.race.metric_name} %"],
         rows,
-        caption=f"Steps and training seconds until the training loss is as low as the plain optimizer's last one; "
-        f"median of {seeds} seeds. Last two columns: {raced.race.metric_name} on validation examples at the end.",
+        caption="Plain → reconstructed: steps and training seconds until the training loss is as low as the plain "
+        f"optimizer's final one, and {raced.race.metric_name} on validation examples at the end; "
+        f"median of {seeds} {'seed' if seeds == 1 else 'seeds'}.",
     )
 
 
 def _race_row(summary: Summary) -> list[str]:
     return [
         summary.base,
-        f"{summary.loss:.3g}",
-        *_pair(summary.plain_steps, summary.steps, ".0f"),
+        f"{summary.loss:.2g}",
+        _pair(summary.plain_steps, summary.steps, ".0f"),
         _ratio(summary.steps_ratio),
-        *_pair(summary.plain_seconds, summary.seconds, ".2f"),
+        _pair(summary.plain_seconds, summary.seconds, ".2f"),
         _ratio(summary.seconds_ratio),
-        f"{summary.plain_metric:.1f}",
-        f"{summary.metric:.1f}",
+        _pair(summary.plain_metric, summary.metric, ".1f"),
     ]
 
 
-def _pair(plain: float, reconstructed: float, form: str) -> list[str]:
-    return [format(plain, form), format(reconstructed, form) if math.isfinite(reconstructed) else "not reached"]
+def _pair(plain: float, reconstructed: float, form: str) -> str:
+    return f"{plain:{form}} → " + (format(reconstructed, form) if math.isfinite(reconstructed) else "never")
 
 
 def _ratio(value: float) -> str:
