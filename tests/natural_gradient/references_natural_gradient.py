@@ -54,14 +54,14 @@ def turns(every, until):
 def damped_inverse(moment, damping, *, centred):
     """Return the preconditioner of [W b]: the inverse of the damped, scaled homogeneous information.
 
-    With K = (C + λ I)^(-1), C = Cov(x), and c² = E|x|² / tr(C K) this is the inverse of
+    With K = (C + λ I)^(-1), C = Cov(x), and c² = min(E|x|², 4 tr C) / tr(C K) this is the inverse of
     [[K^(-1) / c² + μ μᵀ, μ], [μᵀ, 1]]: E[x̃ x̃ᵀ] with C damped and scaled. Without a bias, c² K with C = E[x xᵀ].
     """
     size = len(moment) - 1
     power, mean = moment[:-1, :-1], moment[-1, :-1]
     information = power - torch.outer(mean, mean) if centred else power
     damped = information + damping * information.trace() / size * torch.eye(size)
-    scale = power.trace() / (information @ torch.linalg.inv(damped)).trace()
+    scale = min(power.trace(), 4 * information.trace()) / (information @ torch.linalg.inv(damped)).trace()
     if not centred:
         return torch.block_diag(scale * torch.linalg.inv(damped), torch.zeros(1, 1))
     homogeneous = moment.clone()

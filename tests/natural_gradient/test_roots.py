@@ -62,6 +62,15 @@ def test_the_whitened_input_has_the_power_of_the_input(start, damping, seed):
     torch.testing.assert_close(whitened.square().sum(1).mean(), inputs.square().sum(1).mean(), rtol=1e-3, atol=0)
 
 
+def test_an_input_that_hardly_varies_is_not_blown_up():
+    inputs = samples()
+    far = inputs + 1000
+    found = coordinates(far, origin=far.mean(0))
+    whitened = (far - found.mean) @ found.root.dense()
+    variance = torch.cov(inputs.T, correction=0).trace()
+    torch.testing.assert_close(whitened.square().sum(1).mean(), 4 * variance)
+
+
 def test_no_scale_of_the_input_changes_the_path():
     # x -> a x, W -> W / a computes the same; W' follows with the same S (x - μ) up to a: S stays.
     inputs = samples()

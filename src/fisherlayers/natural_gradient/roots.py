@@ -9,6 +9,8 @@ from fisherlayers.natural_gradient.coordinates import Coordinates
 
 __all__ = ["input_coordinates", "plain_coordinates"]
 
+_MOST_POWER = 4.0  # times tr C; measured: see benchmarks/README.md
+
 
 def input_coordinates(
     second_moment: Tensor, origin: Tensor, *, centred: bool, damping: float, previous: Root
@@ -17,7 +19,8 @@ def input_coordinates(
 
     The root is c (C + λ I)^(-1/2) with C = Cov(x), λ relative to the mean eigenvalue of C, and c such that the whitened
     input S (x - μ) has the mean square of x: tr(S C S) = E|x|². So an optimizer that is tuned for the plain network
-    finds inputs of the size that it is tuned for, and large damping leads back to plain (centred) descent.
+    finds inputs of the size that it is tuned for. Where an input hardly varies around a large mean, the mean moves by
+    more than the variance before the root can follow; so tr(S C S) is at most 4 tr C.
 
     Args:
         second_moment: E[s sᵀ] of s = [x - origin; 1], (..., D + 1, D + 1).
@@ -59,7 +62,7 @@ def input_coordinates(
         root = DenseRoot(matrix)
         whitened = ((matrix @ information) * matrix).sum((-2, -1))
     total = _trace(power).double() - centre.square().sum(-1) + mean.square().sum(-1)  # E|x|²
-    c = (total / whitened).sqrt()
+    c = (torch.minimum(total, _MOST_POWER * trace) / whitened).sqrt()
     return Coordinates(_scaled(root, c, origin.dtype), (mean if centred else torch.zeros_like(mean)).to(origin.dtype))
 
 
