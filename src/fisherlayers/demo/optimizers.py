@@ -18,12 +18,14 @@ class RacePlan:
         seeds: of the runs.
         trials: learning rates tried a method; 0 takes the base optimizer's usual one.
         steps: of a run; the task's own if None.
+        evaluate_every: steps between evaluations; a hundredth of a run if None.
         threads: of torch while it runs; None leaves them. One is best for small models.
     """
 
     seeds: Sequence[int]
     trials: int
     steps: int | None = None
+    evaluate_every: int | None = None
     threads: int | None = None
 
 
@@ -64,7 +66,15 @@ def _race(task: Task, plan: RacePlan, on_progress: Callable[[str, float], None])
         tunings[method.name] = tune(task, method, trials=plan.trials, steps=plan.steps)
     listen = partial(_listen, on_progress, len(methods) * plan.trials, trainings)
     rates = {name: tuning.best("train_loss") for name, tuning in tunings.items()}
-    race = run_race(task, methods, seeds=plan.seeds, steps=plan.steps, learning_rates=rates, on_progress=listen)
+    race = run_race(
+        task,
+        methods,
+        seeds=plan.seeds,
+        steps=plan.steps,
+        learning_rates=rates,
+        evaluate_every=plan.evaluate_every,
+        on_progress=listen,
+    )
     return Raced(race, tunings)
 
 

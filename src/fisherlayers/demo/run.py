@@ -79,7 +79,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "fashion-mnist": Subject(
         task="fashion-mnist",
-        plan=RacePlan(seeds=(0,), trials=0),
+        plan=RacePlan(seeds=(0,), trials=0, evaluate_every=11),
         load_images=load_fashion_mnist,
         title="Images: Fashion-MNIST, full size",
         notes=("Grey images of 28 x 28 pixels.",),
@@ -125,7 +125,7 @@ def run_demo(output: Path, *, data: str = "textures", quick: bool = False, conso
     subject = SUBJECTS[data]
     images = subject.load_images()
     task = load_task(subject.task)
-    plan = RacePlan(seeds=(0,), trials=0, steps=20, threads=1) if quick else subject.plan
+    plan = RacePlan(seeds=(0,), trials=0, steps=20, evaluate_every=4, threads=1) if quick else subject.plan
     if quick:
         images = thinned(images, per_class=6)
 
