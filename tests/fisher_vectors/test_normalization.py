@@ -14,6 +14,7 @@ def test_signed_power_is_its_formula_and_odd(alpha, values):
     expected = torch.tensor([(v > 0) - (v < 0) for v in values], dtype=torch.float64) * tensor.abs().pow(alpha)
     torch.testing.assert_close(signed_power(tensor, alpha), expected)
     torch.testing.assert_close(signed_power(-tensor, alpha), -expected)
+    torch.testing.assert_close(signed_power(tensor.requires_grad_(), alpha).detach(), expected)
 
 
 def test_signed_power_default_is_the_signed_square_root():

@@ -94,21 +94,28 @@ def mixture_score(
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
     images = descriptors.flatten(0, -3) if descriptors.ndim > 2 else descriptors.unsqueeze(0)
     center = mixture.weights @ mixture.means
-    blocks = torch.split(images, max(1, _BLOCK // images.shape[1]))
-    moments = torch.cat([_mean_moments(mixture, block, center, assignment, threshold) for block in blocks])
-    mass, first, second = torch.split(moments, [1, mixture.num_features, mixture.num_features], dim=-1)  # (B, K, ...)
+    scores = [
+        _score(mixture, center, _mean_moments(mixture, center, block, assignment, threshold))
+        for block in torch.split(images, max(1, _BLOCK // images.shape[1]))
+    ]
+    return torch.cat(scores).reshape(*descriptors.shape[:-2], scores[0].shape[1])
+
+
+def _score(mixture: DiagonalMixture, center: Tensor, moments: Tensor) -> Tensor:
+    """Return the mean score from mean moments about the centre, (B, K, 1 + 2 D) -> (B, 2 K D)."""
+    mass, first, second = torch.split(moments, [1, mixture.num_features, mixture.num_features], dim=-1)
     means = mixture.means - center
-    # sum gamma (x - mu) and sum gamma (x - mu)^2 from the moments about the centre
-    shifted = first - mass * means
-    squared = second - means * (first + shifted)
-    to_means = shifted / mixture.variances
-    to_deviations = (squared / mixture.variances - mass) / mixture.variances.sqrt()
-    scores = torch.cat([to_means.flatten(1), to_deviations.flatten(1)], dim=1)
-    return scores.reshape(*descriptors.shape[:-2], scores.shape[1])
+    precisions = mixture.variances.reciprocal()
+    cubes = precisions * precisions.sqrt()
+    # sum gamma (x - mu) / sigma^2 and sum gamma ((x - mu)^2 - sigma^2) / sigma^3, multiplied out
+    to_means = torch.addcmul(first * precisions, mass, -means * precisions)
+    to_deviations = torch.addcmul(second * cubes, first, -2 * means * cubes)
+    to_deviations = torch.addcmul(to_deviations, mass, (means.square() - mixture.variances) * cubes)
+    return torch.cat([to_means.flatten(1), to_deviations.flatten(1)], dim=1)
 
 
 def _mean_moments(
-    mixture: DiagonalMixture, images: Tensor, center: Tensor, assignment: Assignment, threshold: float
+    mixture: DiagonalMixture, center: Tensor, images: Tensor, assignment: Assignment, threshold: float
 ) -> Tensor:
     """Return the means over N of [gamma, gamma x, gamma x^2] about the centre, (B, N, D) -> (B, K, 1 + 2 D)."""
     total = images.new_zeros(images.shape[0], mixture.num_components, 1 + 2 * mixture.num_features)

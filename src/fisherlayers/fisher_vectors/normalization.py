@@ -27,10 +27,10 @@ def signed_power(values: Tensor, alpha: float = 0.5) -> Tensor:
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1] (0.5 = signed square root), got {alpha}")
-    signs = values.sign()
-    # Zeros are replaced before the power: its derivative is infinite there.
-    magnitudes = torch.where(signs == 0, 1.0, values.abs())
-    return signs * (magnitudes.sqrt() if alpha == 0.5 else magnitudes.pow(alpha))
+    if values.requires_grad:
+        # Zeros are replaced before the power, whose derivative is infinite there.
+        return values.sign() * torch.where(values == 0, 1.0, values.abs()).pow(alpha)
+    return values.sign() if alpha == 0 else values.abs().pow_(alpha).copysign_(values)
 
 
 def l2_normalize(values: Tensor, *, floor: float = 1e-12) -> Tensor:
