@@ -24,7 +24,8 @@ HELD_OUT = 10_000
 SETTINGS: dict[str, Any] = {
     "preset": "small",
     "projection_size": 45,
-    "cross_fit": 1,
+    "projection_images": 20_000,
+    "cross_fit": 3,
     "C": 1.0,
     "cv": 0,
     "random_state": 0,

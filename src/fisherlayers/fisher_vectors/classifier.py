@@ -62,6 +62,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         stack_offset: Distance of stacked windows as a fraction of the window; 0 is adjacent.
         projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"``, ``"both"`` or ``"auto"``.
         projection_size: Rows of W.
+        projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds for learning W; 1 turns cross-fitting off.
         color: Whether colour is used where images have it.
         training_descriptors: Sample for each PCA and mixture.
@@ -114,6 +115,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         stack_offset: float | None = None,
         projection: str | None = None,
         projection_size: int | None = None,
+        projection_images: int | None = None,
         cross_fit: int | None = None,
         color: bool | None = None,
         training_descriptors: int | None = None,
@@ -141,6 +143,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.stack_offset = stack_offset
         self.projection = projection
         self.projection_size = projection_size
+        self.projection_images = projection_images
         self.cross_fit = cross_fit
         self.color = color
         self.training_descriptors = training_descriptors

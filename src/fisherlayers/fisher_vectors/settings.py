@@ -196,6 +196,7 @@ OVERRIDES = (
     "stack_offset",
     "projection",
     "projection_size",
+    "projection_images",
     "cross_fit",
     "color",
     "training_descriptors",
