@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "projection_size": 45,
     "projection_images": 20_000,
     "cross_fit": 3,
-    "C": 1.0,
+    "C": 2.0,
     "cv": 0,
     "random_state": 0,
     "n_jobs": THREADS,
