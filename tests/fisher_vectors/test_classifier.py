@@ -183,6 +183,15 @@ def test_half_precision_of_encodings_and_nothing_held_out(model):
     assert np.array_equal(single.predict(images), model.predict(images))
 
 
+def test_classes_of_one_image():
+    images, labels = textures(4)
+    few = DeepFisherNetwork(**QUICK).fit([*images[:8], images[9]], [*labels[:8], "rare"])
+    assert len(few.classes_) == 5
+    assert np.isfinite(few.decision_function(images)).all()
+    pair = DeepFisherNetwork(**QUICK).fit(images[:2], labels[:2])
+    assert (pair.predict(images[:2]) == labels[:2]).all()
+
+
 def test_tiny_images_are_counted(model):
     images, labels = textures(6)
     with pytest.warns(UserWarning, match="1 of 3 images are too small for a single descriptor"):

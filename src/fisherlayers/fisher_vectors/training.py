@@ -87,7 +87,8 @@ def fit_network(
         learners = _stratified(labels, settings.projection_images, rng)
         if settings.cross_fit > 1:
             for members in (learners[labels[learners] == label] for label in np.unique(labels)):
-                folds[members] = np.arange(len(members)) % settings.cross_fit
+                # The only image of a class is learned from in every fold.
+                folds[members] = np.arange(len(members)) % settings.cross_fit if len(members) > 1 else -1
     sample = _stratified(labels, _SAMPLE_IMAGES, rng)
     task = _Task(images, settings, folds, seed, n_jobs, progress)
 
