@@ -1,5 +1,6 @@
 """The command as a real process: start-up, exit codes, Ctrl-C, file-size limits and a full output."""
 
+import functools
 import os
 import resource
 import signal
@@ -57,7 +58,12 @@ def test_ctrl_c_ends_fit_and_leaves_nothing(tmp_path, after):
     pictures = write_folder(tmp_path / "pictures", per_class=6, shape=(128, 128))
     arguments = ["fit", pictures, "-o", tmp_path / "m", *FAST, "--preset", "photos", "--validation", "0"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background inherits an ignored Ctrl-C, which a program has to respect.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     lines = []
     for line in process.stderr:
