@@ -1,8 +1,20 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from fisherlayers.race import Point, Run, Trial, Tuning, draw_learning_rates, make_method, train, tune
+from fisherlayers.race import (
+    Point,
+    Run,
+    Trial,
+    Tuning,
+    draw_learning_rates,
+    make_method,
+    steps_to,
+    train,
+    tune,
+    tune_to_target,
+)
 from fisherlayers.race.tuning import lowest_validation_loss
 from race.small_task import small_task
 
@@ -58,6 +70,27 @@ def test_the_best_learning_rate_has_the_lowest_loss():
     assert tuning.best("train_loss") == 0.1
     with pytest.raises(RuntimeError, match="all 1 trials of SGD diverged"):
         Tuning("SGD", (0,), trials[2:]).best()
+
+
+def test_the_best_for_a_target_has_the_fewest_steps_or_else_the_lowest_loss():
+    trials = (Trial(0.1, 0.5, 0.1, 40.0), Trial(1.0, 0.4, 0.0, 60.0), Trial(10.0, 0.1, 0.2, None))
+    assert Tuning("SGD", (0,), trials).best("steps_to_target") == 0.1
+    unreached = tuple(Trial(trial.learning_rate, 0.5, trial.train_loss) for trial in trials)
+    assert Tuning("SGD", (0,), unreached).best("steps_to_target") == 1.0
+
+
+def test_a_contender_is_tuned_for_the_steps_to_the_plain_methods_lowest_loss():
+    task, plain_method = small_task(), make_method("SGD")
+    contender_method = replace(plain_method, name="SGD again")
+    plain, contender = tune_to_target(task, plain_method, contender_method, trials=4, seeds=(7,), steps=20)
+    assert (plain.method, contender.method) == ("SGD", "SGD again")
+    target = min(trial.train_loss for trial in plain.trials if trial.train_loss is not None)
+    assert {trial.steps_to_target for trial in plain.trials} == {None}
+    for trial in contender.trials:
+        run = train(task, plain_method, learning_rate=trial.learning_rate, seed=7, steps=20, evaluate_every=1)
+        steps = math.inf if run.diverged else steps_to(run, target)
+        assert trial.steps_to_target == (steps if math.isfinite(steps) else None)
+    assert contender.best("steps_to_target") == plain.best("train_loss")
 
 
 def test_the_lowest_validation_loss_of_a_run():

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fisherlayers.race import BASES, Method, Progress, Race, Task, Tuning, make_method, run_race, tune
+from fisherlayers.race import BASES, Method, Progress, Race, Task, Tuning, make_method, run_race, tune_to_target
 
 TUNING_SEEDS = (1000, 1001)
 """Of each trial: with one seed alone, chance picks learning rates at which other seeds fail."""
@@ -40,13 +40,13 @@ class Raced:
     tunings: Mapping[str, Tuning]
 
 
-def contenders() -> list[Method]:
+def contenders() -> list[tuple[Method, Method]]:
     """Return every base optimizer, plain and reconstructed."""
-    return [make_method(base, reconstructed=reconstructed) for base in BASES for reconstructed in (False, True)]
+    return [(make_method(base), make_method(base, reconstructed=True)) for base in BASES]
 
 
 def race_optimizers(task: Task, plan: RacePlan, on_progress: Callable[[str, float], None]) -> Raced:
-    """Tune every method with the same number of trials, by validation loss, then race them.
+    """Tune every method with the same number of trials, for the race to the plain optimizer's loss, then race them.
 
     Args:
         task: what to train.
@@ -61,14 +61,18 @@ def race_optimizers(task: Task, plan: RacePlan, on_progress: Callable[[str, floa
 
 
 def _race(task: Task, plan: RacePlan, on_progress: Callable[[str, float], None]) -> Raced:
-    methods = contenders()
-    trainings = len(methods) * (plan.trials * len(TUNING_SEEDS) + len(plan.seeds))
+    pairs = contenders()
+    methods = [method for pair in pairs for method in pair]
+    tuning_runs = plan.trials * len(TUNING_SEEDS)
+    trainings = len(methods) * (tuning_runs + len(plan.seeds))
     tunings: dict[str, Tuning] = {}
-    for index, method in enumerate(methods if plan.trials else ()):
-        on_progress(f"tuning {method.name}", index * plan.trials * len(TUNING_SEEDS) / trainings)
-        tunings[method.name] = tune(task, method, trials=plan.trials, seeds=TUNING_SEEDS, steps=plan.steps)
-    listen = partial(_listen, on_progress, len(methods) * plan.trials * len(TUNING_SEEDS), trainings)
-    rates = {name: tuning.learning_rate for name, tuning in tunings.items()}
+    rates: dict[str, float] = {}
+    for index, (plain, reconstructed) in enumerate(pairs if plan.trials else ()):
+        on_progress(f"tuning {plain.name}, plain and reconstructed", 2 * index * tuning_runs / trainings)
+        found = tune_to_target(task, plain, reconstructed, trials=plan.trials, seeds=TUNING_SEEDS, steps=plan.steps)
+        tunings |= {tuning.method: tuning for tuning in found}
+        rates |= {plain.name: found[0].best("train_loss"), reconstructed.name: found[1].best("steps_to_target")}
+    listen = partial(_listen, on_progress, len(methods) * tuning_runs, trainings)
     race = run_race(
         task,
         methods,

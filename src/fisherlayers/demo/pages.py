@@ -63,9 +63,7 @@ def race_section(raced: Raced) -> Section:
     plain = "; ".join(f"{name}: {base.settings}" for name, base in BASES.items())
     trials = [len(tuning.trials) for tuning in raced.tunings.values()]
     rates = ", ".join(f"{run.method} {run.learning_rate:.2g}" for run in race.runs[: len(race.methods)])
-    how = (
-        f"the best of {trials[0]} by validation loss, for each method alike" if trials else "the optimizer's usual one"
-    )
+    how = f"the best of {trials[0]}, for the steps to the target loss" if trials else "the optimizer's usual one"
     return Section(
         f"Fewer steps: {race.title}",
         [

@@ -17,12 +17,13 @@ from fisherlayers.race.results import (
 from fisherlayers.race.runner import Progress, run_race, train
 from fisherlayers.race.summary import Summary, summarize
 from fisherlayers.race.tasks import TASKS, Examples, Task, load_task
-from fisherlayers.race.tuning import Trial, Tuning, draw_learning_rates, tune
+from fisherlayers.race.tuning import Criterion, Trial, Tuning, draw_learning_rates, tune, tune_to_target
 
 __all__ = [
     "BASES",
     "TASKS",
     "Comparison",
+    "Criterion",
     "Examples",
     "Method",
     "Muon",
@@ -48,4 +49,5 @@ __all__ = [
     "summarize",
     "train",
     "tune",
+    "tune_to_target",
 ]

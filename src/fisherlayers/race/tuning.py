@@ -9,29 +9,32 @@ from typing import Any, Literal
 import torch
 
 from fisherlayers.race.methods import Method
-from fisherlayers.race.results import Run
+from fisherlayers.race.results import Run, steps_to
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
 
 EVALUATIONS = 30
 """Evaluations of a trial's run: fewer than in a race, as they cost more than the steps of a small task."""
 
-Criterion = Literal["validation_loss", "train_loss"]
+Criterion = Literal["validation_loss", "train_loss", "steps_to_target"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried; both losses are means over the seeds, and None if a run diverged.
+    """A learning rate that was tried; everything measured is a mean over the seeds, and None if a run diverged.
 
     Attributes:
         learning_rate: before the schedule.
         validation_loss: the lowest that a run passes through.
         train_loss: the last one.
+        steps_to_target: until the training loss is as low as the search's target; None also if a run never gets there,
+            or there is no target.
     """
 
     learning_rate: float
     validation_loss: float | None
     train_loss: float | None
+    steps_to_target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Tuning:
     trials: tuple[Trial, ...]
 
     def best(self, criterion: Criterion = "validation_loss") -> float:
-        """Return the learning rate with the lowest loss.
+        """Return the learning rate with the lowest loss, or the fewest steps.
 
         Args:
-            criterion: which loss counts.
+            criterion: what counts. Where no trial reached the target, the training loss decides.
 
         Returns:
             A learning rate that was tried.
@@ -60,11 +63,13 @@ class Tuning:
         Raises:
             RuntimeError: every trial diverged.
         """
-        losses = [(getattr(trial, criterion), trial.learning_rate) for trial in self.trials]
-        finished = [(loss, rate) for loss, rate in losses if loss is not None]
-        if not finished:
-            raise RuntimeError(f"all {len(self.trials)} trials of {self.method} diverged: lower its range")
-        return min(finished)[1]
+        measured = [(getattr(trial, criterion), trial.learning_rate) for trial in self.trials]
+        finished = [(value, rate) for value, rate in measured if value is not None]
+        if finished:
+            return min(finished)[1]
+        if criterion == "steps_to_target":
+            return self.best("train_loss")
+        raise RuntimeError(f"all {len(self.trials)} trials of {self.method} diverged: lower its range")
 
     @property
     def learning_rate(self) -> float:
@@ -102,6 +107,7 @@ def tune(
     seeds: Sequence[int] = (1000,),
     steps: int | None = None,
     schedule: str = "linear",
+    target: float | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuning:
     """Try learning rates.
@@ -116,6 +122,7 @@ def tune(
             apart from the race's seeds.
         steps: of a run; the task's own if not given.
         schedule: as in `train`.
+        target: a training loss; trials then tell the steps to it.
         on_trial: called after each trial.
 
     Returns:
@@ -131,21 +138,58 @@ def tune(
     done: list[Trial] = []
     for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seeds[0]):
         runs = [train(task, method, learning_rate=learning_rate, seed=seed, **shared) for seed in seeds]
-        done.append(_trial(learning_rate, runs))
+        done.append(_trial(learning_rate, runs, target))
         if on_trial is not None:
             on_trial(done[-1])
     return Tuning(method.name, tuple(seeds), tuple(done))
 
 
-def _trial(learning_rate: float, runs: list[Run]) -> Trial:
+def _trial(learning_rate: float, runs: list[Run], target: float | None) -> Trial:
     lowest = [lowest_validation_loss(run) for run in runs]
     finite = [loss for loss in lowest if loss is not None]
     if len(finite) < len(runs):
         return Trial(learning_rate, None, None)
-    return Trial(learning_rate, fmean(finite), fmean(run.final.train_loss for run in runs))
+    steps = math.inf if target is None else fmean(steps_to(run, target) for run in runs)
+    return Trial(
+        learning_rate,
+        validation_loss=fmean(finite),
+        train_loss=fmean(run.final.train_loss for run in runs),
+        steps_to_target=steps if math.isfinite(steps) else None,
+    )
 
 
 def lowest_validation_loss(run: Run) -> float | None:
     """Return the lowest validation loss over a run's evaluations, None if the run diverged."""
     losses = [point.validation_loss for point in run.points if math.isfinite(point.validation_loss)]
     return None if run.diverged or not losses else min(losses)
+
+
+def tune_to_target(
+    task: Task,
+    plain: Method,
+    contender: Method,
+    *,
+    trials: int,
+    seeds: Sequence[int] = (1000,),
+    steps: int | None = None,
+) -> tuple[Tuning, Tuning]:
+    """Tune two methods for the race to a training loss: the lowest that the plain one ends with.
+
+    Both get the same learning rates. The plain one keeps the one with the lowest final training loss
+    (``best("train_loss")``), which is the target; the contender the one that gets there in the fewest steps
+    (``best("steps_to_target")``).
+
+    Args:
+        task: what to train.
+        plain: whose loss is the target.
+        contender: with the same base optimizer.
+        trials: as in `tune`.
+        seeds: as in `tune`.
+        steps: as in `tune`.
+
+    Returns:
+        The search of each; where all plain trials diverged, the contender's has no target.
+    """
+    first = tune(task, plain, trials=trials, seeds=seeds, steps=steps)
+    target = min((trial.train_loss for trial in first.trials if trial.train_loss is not None), default=None)
+    return first, tune(task, contender, trials=trials, seeds=seeds, steps=steps, target=target)
