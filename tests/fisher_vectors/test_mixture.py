@@ -48,6 +48,13 @@ def test_far_points_get_finite_log_densities_and_posteriors_that_sum_to_one():
     torch.testing.assert_close(responsibilities(mixture, rows).sum(-1), torch.ones(1))
 
 
+def test_posteriors_are_never_denormal():
+    mixture = DiagonalMixture(torch.tensor([0.5, 0.5]), torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
+    posteriors = responsibilities(mixture, torch.linspace(-150, 150, 601)[:, None])
+    assert float(posteriors.min()) > torch.finfo(torch.float32).tiny
+    torch.testing.assert_close(posteriors.sum(-1), torch.ones(601))
+
+
 def test_em_step_is_the_textbook_step():
     mixture = random_mixture(4, 3)
     rows = sample(random_mixture(4, 3, seed=1), 60)

@@ -153,7 +153,13 @@ def responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
     Returns:
         (..., K); rows sum to one.
     """
-    return _log_joint(mixture, descriptors).softmax(dim=-1)
+    return _posteriors(_log_joint(mixture, descriptors))
+
+
+def _posteriors(log_joint: Tensor) -> Tensor:
+    # exp(-80) = 2e-35 stands for everything smaller: arithmetic with denormal numbers is many times slower.
+    largest = log_joint.detach().amax(dim=-1, keepdim=True)
+    return (log_joint - largest).clamp_min(-80.0).softmax(dim=-1)
 
 
 def em_step(
@@ -186,7 +192,7 @@ def em_step(
     with torch.no_grad():
         for rows in torch.split(descriptors, chunk):
             log_joint = _log_joint(mixture, rows)
-            posteriors = log_joint.softmax(dim=-1)
+            posteriors = _posteriors(log_joint)
             moments += posteriors.mT @ _powers(rows - center)
             # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
             log_density = log_joint.amax(dim=-1) - posteriors.amax(dim=-1).log()
