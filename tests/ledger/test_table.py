@@ -54,3 +54,7 @@ def test_readme_entries_have_distinct_words_and_a_result_file_that_a_target_or_b
     rows = load_rows()
     assert len({row.text for row in rows}) == len(rows) > 0
     assert {row.result for row in rows} <= {target.result for target in load_targets()}
+
+
+def test_readme_shows_the_result_files_as_they_are():
+    assert main(["--check"]) == 0, "run `make readme`"
