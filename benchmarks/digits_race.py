@@ -31,7 +31,6 @@ from fisherlayers.race import (
     compare_pairs,
     load_task,
     make_method,
-    race_to_json,
     run_race,
     summarize,
     tune_to_target,
@@ -109,12 +108,14 @@ def validation_figure(race: Race, base: str, suffix: str) -> Figure:
 
 
 def describe(race: Race) -> dict[str, Any]:
-    """Return learning rates, comparisons and diverged runs of a race, and all its evaluations."""
+    """Return a race's settings, learning rates, comparisons and diverged runs."""
     return {
         "learning_rates": {name: race.of(name)[0].learning_rate for name in race.methods},
         "comparisons": {base: [finite(pair) for pair in pairs] for base, pairs in compare_pairs(race).items()},
         "diverged": [f"{run.method}, seed {run.seed}" for run in race.runs if run.diverged],
-        "race": race_to_json(race),
+        "steps": race.steps,
+        "batch_size": race.batch_size,
+        "schedule": race.schedule,
     }
 
 
