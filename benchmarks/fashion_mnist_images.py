@@ -3,7 +3,7 @@
 Claim: the second Fisher layer adds accuracy. Both classifiers learn from the 60,000 training images with the settings
 below and are scored on the 10,000 test images; fit and predict are timed with two threads.
 
-The settings were chosen on the training set alone, with ``--validate N``: learn from its first N images, score on its
+Settings are compared on the training set alone, with ``--validate N``: learn from its first N images, score on its
 last 10,000. That prints a table and writes nothing.
 """
 
@@ -33,11 +33,12 @@ SETTINGS: dict[str, Any] = {
 }
 # Kept beside the figures.
 NOTES = (
-    "The test set was used twice. The first run, with C = 1 and a projection from 10,000 images without cross-fitting, "
-    "gave 93.14 % shallow and 93.07 % deep. The second took C = 2, which was better for both on held-out training images "
-    "(8,000 to learn, 8,000 to score: 91.78 % shallow, 91.72 % deep), and cross-fitted the projection.",
-    "The margin between the networks is smaller than the sampling error of 10,000 test images, and the shallow one of the "
-    "first run was better than that of the second.",
+    "The test set was used twice. The first run, with C = 1 and a projection from 10,000 images without "
+    "cross-fitting, gave 93.14 % shallow and 93.07 % deep. The second took C = 2, which was better for both on "
+    "held-out training images (8,000 to learn, 8,000 to score: 91.78 % shallow, 91.72 % deep), and cross-fitted the "
+    "projection.",
+    "The margin between the networks is smaller than the sampling error of 10,000 test images, and the shallow one "
+    "of the first run was better than that of the second.",
     "The seconds were taken while other programs used the machine.",
 )
 DEPTHS = {"shallow": 1, "deep": 2}
