@@ -68,7 +68,7 @@ TEXTURE_NETWORK: dict[str, Any] = {
 SUBJECTS: dict[str, Subject] = {
     "textures": Subject(
         task="digits",
-        plan=RacePlan(seeds=(0, 1, 2), trials=8, threads=1),
+        plan=RacePlan(seeds=(0, 1, 2), trials=12, threads=1),
         load_images=_textures,
         title="Few labels: textures of real photographs",
         notes=(
