@@ -50,7 +50,7 @@ def test_the_report_holds_both_halves():
     for text in (
         "a small task",
         "20 → never",
-        "the best of 1, for the steps to the target loss",
+        "of 1 tried, the plain optimizer&#39;s with the lowest final loss",
         "SGD reconstructed 0.1",
         "83.3",
         "Cut from photographs.",

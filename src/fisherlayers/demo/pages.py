@@ -63,7 +63,12 @@ def race_section(raced: Raced) -> Section:
     plain = "; ".join(f"{name}: {base.settings}" for name, base in BASES.items())
     trials = [len(tuning.trials) for tuning in raced.tunings.values()]
     rates = ", ".join(f"{run.method} {run.learning_rate:.2g}" for run in race.runs[: len(race.methods)])
-    how = f"the best of {trials[0]}, for the steps to the target loss" if trials else "the optimizer's usual one"
+    how = (
+        f"of {trials[0]} tried, the plain optimizer's with the lowest final loss, which is the target, and the "
+        "reconstructed one's with the fewest steps to it"
+        if trials
+        else "the optimizer's usual one"
+    )
     return Section(
         f"Fewer steps: {race.title}",
         [
@@ -72,7 +77,7 @@ def race_section(raced: Raced) -> Section:
             "stay the same.",
             f"Every method starts from the same weights and sees the same batches of {race.batch_size}, for "
             f"{race.steps} steps; the learning rate follows the schedule '{race.schedule}'. {plain}.",
-            f"Learning rate, for each method alike: {how} ({rates}).",
+            f"Learning rate: {how} ({rates}).",
         ],
         [race_table(raced)],
         [race_picture(race)],
