@@ -1,7 +1,8 @@
 """The demo's texture contest and its time, as ledger entries: ``python -m benchmarks.textures``.
 
 Runs the whole demo (`fisherlayers.demo.run_demo`) with its own settings, and keeps the accuracies, the fit times and
-the demo's wall-clock time. Nothing is tuned on the test patches.
+the demo's wall-clock time. The settings were chosen on held-out training patches, but test accuracies of some eight
+settings had been seen before.
 """
 
 import tempfile

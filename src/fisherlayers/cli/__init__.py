@@ -62,6 +62,8 @@ def main() -> None:
     Raises:
         SystemExit: the exit code of a command that ended otherwise.
     """
+    # Read once, when torch is imported: waiting threads that spin make a busy machine many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except KeyboardInterrupt:  # outside a command

@@ -114,7 +114,7 @@ def fashion_mnist() -> Task:
         The task.
     """
     images, labels, *_ = load_fashion_mnist()
-    inputs, targets = torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
+    inputs, targets = torch.tensor(images).float() / 255, torch.tensor(labels).long()
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     train, validation = order[5000:], order[:5000]
     return Task(
