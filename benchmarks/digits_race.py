@@ -9,7 +9,8 @@ target, and the reconstructed one the learning rate that gets there in the fewes
 of the race. Everything else is the library's default. The figure is the median over the seeds of: reconstructed steps
 to the plain run's final training loss, over the plain run's own steps to it. "Steps ratio to validation loss" takes
 the plain run's lowest validation loss as the target instead. The figures that end in "tuned on validation" are of a
-second race, in which every method keeps the learning rate with the lowest validation loss.
+second race, in which every method keeps the learning rate with the lowest validation loss. The first rule was settled
+on after results had been seen, and the library's defaults were searched on this task with seeds 0 to 2.
 """
 
 import argparse

@@ -90,8 +90,8 @@ class _SecondMoment(FisherInformation):
         self.register_buffer("second_moment", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("count", torch.zeros((), device=device, dtype=torch.float64))
 
-    def _mean_moment(self, scores: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _mean_moment(self, scores: Tensor) -> Tensor: ...
 
     @torch.no_grad()
     def update(self, scores: Tensor, *, new_step: bool = True) -> None:

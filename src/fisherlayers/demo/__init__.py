@@ -1,7 +1,7 @@
 """The demo: both halves of the library on real data, against peers given the same means."""
 
 try:
-    import skimage as _skimage  # noqa: F401
+    import skimage as _skimage  # noqa: F401  (only whether it is installed)
 except ImportError as error:
     raise ImportError(f"the demo needs scikit-image ({error}): python -m pip install 'fisherlayers[demo]'") from error
 

@@ -1,8 +1,8 @@
 """Self-contained HTML reports: one file, no script, nothing loaded from elsewhere."""
 
 try:
-    import jinja2 as _jinja2  # noqa: F401
-    import matplotlib as _matplotlib  # noqa: F401
+    import jinja2 as _jinja2  # noqa: F401  (only whether it is installed)
+    import matplotlib as _matplotlib  # noqa: F401  (only whether it is installed)
 except ImportError as error:
     raise ImportError(
         f"reports need Matplotlib and Jinja2 ({error}): python -m pip install 'fisherlayers[report]'"
