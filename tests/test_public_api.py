@@ -23,6 +23,7 @@ PUBLIC = [
     "reconstruct",
     "refresh",
     "DeepFisherNetwork",
+    "FisherVectorLayer",
 ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fisherlayers.fisher_vectors import DeepFisherNetwork as DeepFisherNetwork
+    from fisherlayers.fisher_vectors import FisherVectorLayer as FisherVectorLayer
     from fisherlayers.information import DenseInformation as DenseInformation
     from fisherlayers.information import DiagonalInformation as DiagonalInformation
     from fisherlayers.information import FisherInformation as FisherInformation
@@ -45,6 +46,7 @@ _HOME = {
     "refresh": "natural_gradient",
     # Fisher vectors
     "DeepFisherNetwork": "fisher_vectors",
+    "FisherVectorLayer": "fisher_vectors",
 }
 
 __all__ = [*_HOME]

@@ -282,3 +282,8 @@ def test_information_of_whole_images_comes_from_the_same_class():
         mixture, sample(mixture, 200).reshape(20, 10, 2), threshold=0.0, root=root_of(information, damping=0.0)
     )
     torch.testing.assert_close(phi.square().mean(0), torch.ones(12, dtype=torch.float64))
+
+
+def test_a_mask_is_for_tensors_only():
+    with pytest.raises(ValueError, match="mask is for one tensor"):
+        fisher_vectors(random_mixture(4, 3), [torch.ones(2, 3)], mask=torch.ones(2, dtype=torch.bool))

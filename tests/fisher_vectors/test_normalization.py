@@ -58,3 +58,13 @@ def test_bad_arguments():
     for components in (0, 5):
         with pytest.raises(ValueError, match="12 columns and num_components"):
             intra_normalize(ones, components)
+
+
+def test_signed_power_bounds_its_gradient_and_keeps_its_values():
+    values = torch.tensor([1e-12, -1e-8, 1e-6, 1e-2], dtype=torch.float64, requires_grad=True)
+    result = signed_power(values)
+    torch.testing.assert_close(result.detach(), torch.tensor([1e-6, -1e-4, 1e-3, 1e-1], dtype=torch.float64))
+    result.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([500.0, 500.0, 500.0, 5.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="gradient_floor must be positive"):
+        signed_power(values, gradient_floor=0.0)

@@ -1,5 +1,6 @@
 """Fisher vectors: from images to descriptors, encodings, layers and classifiers."""
 
 from fisherlayers.fisher_vectors.classifier import DeepFisherNetwork as DeepFisherNetwork
+from fisherlayers.fisher_vectors.differentiable import FisherVectorLayer as FisherVectorLayer
 
-__all__ = ["DeepFisherNetwork"]
+__all__ = ["DeepFisherNetwork", "FisherVectorLayer"]

@@ -65,7 +65,12 @@ def append_positions(descriptors: Tensor, positions: Tensor, *, weight: float = 
 
 
 def mixture_score(
-    mixture: DiagonalMixture, descriptors: Tensor, *, assignment: Assignment = "soft", threshold: float = 0.0
+    mixture: DiagonalMixture,
+    descriptors: Tensor,
+    *,
+    assignment: Assignment = "soft",
+    threshold: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the mean over N descriptors of the gradient of log p(x) with respect to means and standard deviations.
 
@@ -75,9 +80,10 @@ def mixture_score(
         assignment: ``"soft"`` weighs with the posteriors; ``"hard"`` gives weight 1 to the most probable component.
         threshold: Posteriors below it count as zero, without renormalising the others; in [0, 1). The exact gradient
             has 0.
+        mask: (..., N), True for the descriptors that count; all if None. The others may hold anything, also NaN.
 
     Returns:
-        (..., 2 K D), [means; standard deviations].
+        (..., 2 K D), [means; standard deviations]; zero where no descriptor counts.
 
     Raises:
         ValueError: If shapes do not fit, there is no descriptor, ``assignment`` is unknown or ``threshold`` outside
@@ -92,13 +98,32 @@ def mixture_score(
         raise ValueError(f"assignment must be 'soft' or 'hard', got {assignment!r}")
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != descriptors.shape[:-1]):
+        raise ValueError(
+            f"mask must be of bools and shape {tuple(descriptors.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
     images = descriptors.flatten(0, -3) if descriptors.ndim > 2 else descriptors.unsqueeze(0)
+    counts = None if mask is None else mask.reshape(images.shape[:2])
     center = mixture.weights @ mixture.means
-    scores = [
-        _score(mixture, center, _mean_moments(mixture, center, block, assignment, threshold))
-        for block in torch.split(images, max(1, _BLOCK // images.shape[1]))
-    ]
-    return torch.cat(scores).reshape(*descriptors.shape[:-2], scores[0].shape[1])
+    scores = torch.cat([
+        _score(
+            mixture,
+            center,
+            _mean_moments(
+                mixture, center, images[part], None if counts is None else counts[part], assignment, threshold
+            ),
+        )
+        for part in _blocks_of_images(images)
+    ])
+    return scores.reshape(*descriptors.shape[:-2], scores.shape[1])
+
+
+def _blocks_of_images(images: Tensor) -> list[slice]:
+    if torch.compiler.is_compiling():
+        # An exported graph serves any number of images.
+        return [slice(None)]
+    at_once = max(1, _BLOCK // images.shape[1])
+    return [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
 
 
 def _score(mixture: DiagonalMixture, center: Tensor, moments: Tensor) -> Tensor:
@@ -115,11 +140,19 @@ def _score(mixture: DiagonalMixture, center: Tensor, moments: Tensor) -> Tensor:
 
 
 def _mean_moments(
-    mixture: DiagonalMixture, center: Tensor, images: Tensor, assignment: Assignment, threshold: float
+    mixture: DiagonalMixture,
+    center: Tensor,
+    images: Tensor,
+    mask: Tensor | None,
+    assignment: Assignment,
+    threshold: float,
 ) -> Tensor:
     """Return the means over N of [gamma, gamma x, gamma x^2] about the centre, (B, N, D) -> (B, K, 1 + 2 D)."""
     total = images.new_zeros(images.shape[0], mixture.num_components, 1 + 2 * mixture.num_features)
-    for rows in torch.split(images, _BLOCK, dim=1):
+    if mask is not None:
+        images = torch.where(mask.unsqueeze(-1), images, 0.0)
+    for start in range(0, images.shape[1], _BLOCK):
+        rows = images[:, start : start + _BLOCK]
         posteriors = responsibilities(mixture, rows)
         if assignment == "hard":
             winner = posteriors.argmax(dim=-1, keepdim=True)
@@ -127,10 +160,12 @@ def _mean_moments(
         elif threshold > 0:
             # In place where autograd does not need the posteriors: their memory traffic is what costs.
             posteriors = torch.nn.functional.threshold(posteriors, threshold, 0.0, inplace=not posteriors.requires_grad)
+        if mask is not None:
+            posteriors = posteriors * mask[:, start : start + _BLOCK, None]
         centered = rows - center
         columns = torch.cat([torch.ones_like(rows[..., :1]), centered, centered.square()], dim=-1)
         total = total + posteriors.mT @ columns
-    return total / images.shape[1]
+    return total / (images.shape[1] if mask is None else mask.sum(dim=1).clamp_min(1)[:, None, None])
 
 
 def closed_form_information(mixture: DiagonalMixture) -> DiagonalInformation:
@@ -152,13 +187,16 @@ def closed_form_information(mixture: DiagonalMixture) -> DiagonalInformation:
 def closed_form_root(mixture: DiagonalMixture) -> DiagonalRoot:
     """Return F^(-1/2) of the closed form: sigma / sqrt(w) and sigma / sqrt(2 w).
 
+    A Fisher vector is a function of the mixture through its root as well: gradients flow through it.
+
     Args:
         mixture: K components over D features.
 
     Returns:
         A root of 2 K D entries.
     """
-    return DiagonalRoot(closed_form_information(mixture).value().rsqrt())
+    means = (mixture.weights.unsqueeze(-1) / mixture.variances).flatten()
+    return DiagonalRoot(torch.cat([means, 2 * means]).rsqrt())
 
 
 def empirical_information(
@@ -191,6 +229,7 @@ def fisher_vectors(
     assignment: Assignment = "soft",
     threshold: float = 1e-4,
     root: DiagonalRoot | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Encode images by the normalised mean score of their descriptors: F^(-1/2) s.
 
@@ -200,17 +239,20 @@ def fisher_vectors(
         assignment: ``"soft"`` weighs with the posteriors; ``"hard"`` gives weight 1 to the most probable component.
         threshold: Posteriors below it count as zero, without renormalising the others; in [0, 1).
         root: F^(-1/2); the closed form if None.
+        mask: (..., N), True for the descriptors that count, where ``descriptors`` is a tensor; all if None.
 
     Returns:
         (..., 2 K D), or (B, 2 K D) for B images: [means; standard deviations], not yet normalised.
 
     Raises:
-        ValueError: If a sequence is empty.
+        ValueError: If a sequence is empty, or has a mask.
     """
     if root is None:
         root = closed_form_root(mixture)
     if isinstance(descriptors, Tensor):
-        scores = mixture_score(mixture, descriptors, assignment=assignment, threshold=threshold)
+        scores = mixture_score(mixture, descriptors, assignment=assignment, threshold=threshold, mask=mask)
+    elif mask is not None:
+        raise ValueError("mask is for one tensor of descriptors: a sequence needs none")
     elif descriptors:
         ragged = [mixture_score(mixture, rows, assignment=assignment, threshold=threshold) for rows in descriptors]
         scores = torch.stack(ragged)

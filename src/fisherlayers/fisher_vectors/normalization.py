@@ -12,24 +12,37 @@ from torch import Tensor
 __all__ = ["intra_normalize", "l2_normalize", "signed_power"]
 
 
-def signed_power(values: Tensor, alpha: float = 0.5) -> Tensor:
-    """Return sign(v) |v|^alpha, element by element; zero has the derivative zero.
+def signed_power(values: Tensor, alpha: float = 0.5, *, gradient_floor: float = 1e-6) -> Tensor:
+    """Return sign(v) |v|^alpha, element by element.
+
+    The derivative alpha |v|^(alpha - 1) is infinite at zero, where single entries would outweigh all others in
+    training: for 0 < |v| < ``gradient_floor`` the derivative at the floor is taken instead (500 for the square root and
+    the default), and zero at v = 0. The values are exact everywhere.
 
     Args:
         values: Any shape.
         alpha: Exponent, in [0, 1]; 0.5 is the signed square root, 1 changes nothing.
+        gradient_floor: Magnitude below which the derivative grows no further; positive.
 
     Returns:
         The same shape.
 
     Raises:
-        ValueError: If ``alpha`` lies outside [0, 1].
+        ValueError: If ``alpha`` lies outside [0, 1], or ``gradient_floor`` is not positive.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1] (0.5 = signed square root), got {alpha}")
+    if not gradient_floor > 0:
+        raise ValueError(f"gradient_floor must be positive, got {gradient_floor}")
     if values.requires_grad:
-        # Zeros are replaced before the power, whose derivative is infinite there.
-        return values.sign() * torch.where(values == 0, 1.0, values.abs()).pow(alpha)
+        magnitudes = values.abs()
+        small = magnitudes < gradient_floor
+        # The second term is zero, and carries the derivative.
+        slope = alpha * gradient_floor ** (alpha - 1)
+        bounded = magnitudes.detach().pow(alpha) + slope * (magnitudes - magnitudes.detach())
+        return values.sign() * torch.where(small, bounded, torch.where(small, 1.0, magnitudes).pow(alpha))
+    if torch.compiler.is_compiling():
+        return values.sign() * values.abs().pow(alpha)
     return values.sign() if alpha == 0 else values.abs().pow_(alpha).copysign_(values)
 
 

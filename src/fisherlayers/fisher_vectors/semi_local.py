@@ -27,6 +27,8 @@ from fisherlayers.fisher_vectors.normalization import l2_normalize
 
 __all__ = ["SemiLocalPooling", "box_mean", "project_descriptors", "stack_neighbours"]
 
+_FEATURES_AT_ONCE = 8
+
 
 def project_descriptors(mixture: DiagonalMixture, descriptors: Tensor, projection: Tensor) -> Tensor:
     """Project the hard-assignment Fisher vector of every single descriptor: c(x) = W phi(x).
@@ -58,19 +60,31 @@ def project_descriptors(mixture: DiagonalMixture, descriptors: Tensor, projectio
 
     rows = descriptors.reshape(-1, features)
     winner = log_responsibilities(mixture, rows).argmax(dim=-1)
+    if torch.compiler.is_compiling():
+        result = _project_by_gather(blocks, constants, (rows - mixture.means[winner]) / deviations[winner], winner)
+        return result.reshape(*descriptors.shape[:-1], outputs)
     order = winner.argsort(stable=True)
     ends = torch.bincount(winner, minlength=components).cumsum(0).tolist()
     rows = rows[order]
-    projected = rows.new_empty(len(rows), outputs)
+    projected = [rows.new_empty(0, outputs)]
     start = 0
     for k, end in enumerate(ends):
         if end > start:
             standard = (rows[start:end] - mixture.means[k]) / deviations[k]
-            projected[start:end] = standard @ blocks[k, 0] + standard.square() @ blocks[k, 1] + constants[k]
+            projected.append(standard @ blocks[k, 0] + standard.square() @ blocks[k, 1] + constants[k])
         start = end
-    result = torch.empty_like(projected)
-    result[order] = projected
+    result = torch.cat(projected)[order.argsort()]
     return result.reshape(*descriptors.shape[:-1], outputs)
+
+
+def _project_by_gather(blocks: Tensor, constants: Tensor, standard: Tensor, winner: Tensor) -> Tensor:
+    # A graph of fixed shapes cannot sort by component: every row takes its own W, some features at a time.
+    result = constants[winner]
+    for start in range(0, standard.shape[1], _FEATURES_AT_ONCE):
+        part = standard[:, start : start + _FEATURES_AT_ONCE]
+        own = blocks[:, :, start : start + _FEATURES_AT_ONCE].flatten(1, 2)[winner]  # (N, 2 * features, h)
+        result = result + (torch.cat([part, part.square()], dim=1).unsqueeze(-1) * own).sum(dim=1)
+    return result
 
 
 def box_mean(values: Tensor, size: int, stride: int = 1) -> Tensor:
