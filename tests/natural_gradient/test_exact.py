@@ -1,12 +1,18 @@
 """The exact natural gradient against its definition."""
 
+import copy
+import itertools
+import pickle
+
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, jvp, vjp
 from torch.nn import functional
 
 from fisherlayers.natural_gradient import ExactNaturalGradient
 from fisherlayers.natural_gradient.exact import exact_information
+from fisherlayers.natural_gradient.scores import scores_of
 from natural_gradient.references_natural_gradient import fisher_by_labels
 
 
@@ -94,12 +100,146 @@ def test_frozen_parameters_are_left_alone():
     assert exact_information(model, inputs).shape == (12, 12)
 
 
+def mixed():
+    """A convolution, an in-place activation, a layer without bias, and a layer that is read twice."""
+    torch.manual_seed(0)
+    twice = nn.Linear(6, 6)
+    return nn.Sequential(
+        nn.Conv1d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 6, bias=False), nn.Tanh(),
+        twice, nn.ReLU(inplace=True), twice, nn.Tanh(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+FORMS = {
+    "linear": (small, (7, 4), "softmax"),
+    "gaussian": (small, (7, 4), "gaussian"),
+    "mixed": (mixed, (7, 1, 4), "softmax"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_the_scores_of_a_batch_are_the_factor_of_its_information(case):
+    make, shape, output = FORMS[case]
+    model, inputs = make(), torch.randn(shape)
+    scores = scores_of(model, inputs, output=output)
+    rows = torch.stack([
+        torch.cat([piece.flatten() for piece in scores.combine(unit.view(7, 3))]) for unit in torch.eye(21)
+    ])
+    torch.testing.assert_close(rows.T @ rows / 7, exact_information(model, inputs, output=output))
+    torch.testing.assert_close(rows @ rows.T, scores.gram())
+    vector = [torch.randn_like(parameter) for parameter in model.parameters()]
+    torch.testing.assert_close(rows @ torch.cat([piece.flatten() for piece in vector]), scores.times(vector).flatten())
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_both_forms_take_the_same_steps(case):
+    make, shape, output = FORMS[case]
+    first, targets = make(), torch.randint(0, 3, (7,))
+    ends = []
+    for form in ("dense", "samples"):
+        model = copy.deepcopy(first)
+        if case == "mixed":
+            model[3].weight.requires_grad_(False)
+        optimizer = ExactNaturalGradient(model, lr=0.05, damping=0.5, output=output, form=form)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(torch.randn(shape, generator=generator)), targets).backward()
+            optimizer.step()
+        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # jvp's import
+def test_the_step_of_the_papers_network_solves_the_damped_system():
+    # 784-80-80-80-10: F d is taken by forward and backward derivatives, F itself would have 76,570 squared entries.
+    torch.manual_seed(0)
+    widths = [784, 80, 80, 80, 10]
+    parts = [piece for a, b in itertools.pairwise(widths) for piece in (nn.Linear(a, b), nn.ReLU())]
+    model = nn.Sequential(*parts[:-1])
+    inputs, targets = torch.rand(20, 784), torch.randint(0, 10, (20,))
+    functional.cross_entropy(model(inputs), targets).backward()
+    gradient = {name: parameter.grad for name, parameter in model.named_parameters()}
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = ExactNaturalGradient(model, lr=1.0, damping=2.0)
+    optimizer.observe(inputs)
+    optimizer.step()
+    direction = {name: start[name] - parameter.detach() for name, parameter in model.named_parameters()}
+
+    def logits(parameters):
+        return functional_call(model, parameters, (inputs,))
+
+    values, change = jvp(logits, (start,), (direction,))
+    p = values.softmax(1)
+    (moved,) = vjp(logits, start)[1]((p * change - p * (p * change).sum(1, keepdim=True)) / 20)
+    trace = 0.0
+    _, pull = vjp(logits, start)
+    for sample in range(20):
+        for kind in range(10):
+            aim = torch.zeros(20, 10)
+            aim[sample] = p[sample, kind].sqrt() * (torch.eye(10)[kind] - p[sample])
+            trace += sum(piece.square().sum() for piece in pull(aim)[0].values()) / 20
+    ridge = 2.0 * trace / 76_570
+    for name, piece in direction.items():
+        torch.testing.assert_close(moved[name] + ridge * piece, gradient[name], rtol=1e-7, atol=1e-10)
+
+
+def test_training_batches_are_followed_and_evaluation_is_not():
+    inputs, targets = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    ends = []
+    for by_hand in (True, False):
+        model = small()
+        optimizer = ExactNaturalGradient(model, lr=0.3, damping=0.1)
+        if by_hand:
+            optimizer.observe(inputs)
+        model.eval()(torch.randn(5, 4))
+        model.train()
+        for half in (slice(0, 6), slice(6, 12)):  # accumulated gradients: both halves count
+            (functional.cross_entropy(model(inputs[half]), targets[half]) / 2).backward()
+        optimizer.step()
+        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_copies_of_the_model_do_not_feed_the_optimizer():
+    model = small()
+    optimizer = ExactNaturalGradient(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other(torch.randn(5, 4))
+    with pytest.raises(RuntimeError, match="there is no Fisher information yet"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("form", ["dense", "samples"])
+def test_without_information_nothing_moves_and_a_diverged_run_stays_not_finite(form):
+    for bias, moved in ((1e4, False), (float("nan"), True)):
+        model, inputs = nn.Linear(4, 2), torch.randn(3, 4)
+        with torch.no_grad():
+            model.bias[0] = bias
+        before = model.weight.detach().clone()
+        optimizer = ExactNaturalGradient(model, form=form)
+        functional.cross_entropy(model(inputs), torch.ones(3, dtype=torch.long)).backward()
+        optimizer.step()
+        assert model.weight.isnan().all() if moved else torch.equal(model.weight, before)
+
+
+def test_forms_that_do_not_fit_in_memory_say_what_to_do():
+    with torch.device("meta"):
+        wide = nn.Linear(3000, 10)
+    with pytest.raises(ValueError, match=r"30010 x 30010 matrix .* use form='samples'"):
+        ExactNaturalGradient(wide, form="dense").observe(torch.zeros(2, 3000, device="meta"))
+    model = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r"21000 x 21000 matrix for 7000 samples and 3 outputs .* smaller batches"):
+        ExactNaturalGradient(model, form="samples").observe(torch.zeros(7000, 2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"lr": 0.0}, "lr must be positive"),
         ({"damping": 0.0}, "damping must be positive"),
         ({"output": "poisson"}, "output must be 'softmax' or 'gaussian', got 'poisson'"),
+        ({"form": "sparse"}, "form must be 'auto', 'dense' or 'samples', got 'sparse'"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -108,7 +248,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_a_step_before_any_information():
-    with pytest.raises(RuntimeError, match=r"call observe\(inputs\) before step"):
+    with pytest.raises(RuntimeError, match="call the model in training mode, or call observe"):
         ExactNaturalGradient(small()).step()
 
 

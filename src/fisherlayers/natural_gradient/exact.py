@@ -6,11 +6,15 @@ information Λ_n of the output distribution,
     F = 1/N Σ_n J_nᵀ Λ_n J_n,     Λ = diag(p) - p pᵀ (softmax)  or  I (Gaussian of unit variance),
 
 which is E[s sᵀ] for the score s of a label drawn from the model (Amari 1998; Martens 2020, section 5).
-Time grows as P³ and memory as P²: a few thousand parameters.
+
+Two forms give the same step. ``"dense"`` holds F: memory P², time P³, some thousand parameters. ``"samples"`` holds the
+Gram matrix of the batch's N K scores (K outputs): memory (N K)², time (N K)³ for any P, for example 76,000 parameters
+and a batch of 50. It is exact for the information of that batch.
 """
 
+import weakref
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +22,13 @@ from torch.func import functional_call, jacrev, vmap
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from fisherlayers.natural_gradient.scores import Output, Scores, check_output, scores_of
+
 __all__ = ["ExactNaturalGradient", "exact_information"]
 
-Output = Literal["softmax", "gaussian"]
+Form = Literal["auto", "dense", "samples"]
+
+_LARGEST = 20_000  # unknowns of a dense solve: 3.2 GB in float64
 
 
 def exact_information(model: nn.Module, inputs: Tensor, *, output: Output = "softmax") -> Tensor:
@@ -37,8 +45,7 @@ def exact_information(model: nn.Module, inputs: Tensor, *, output: Output = "sof
     Raises:
         ValueError: If ``output`` is unknown, the batch is empty or the model returns anything but (N, outputs).
     """
-    if output not in {"softmax", "gaussian"}:
-        raise ValueError(f"output must be 'softmax' or 'gaussian', got {output!r}")
+    check_output(output)
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -62,31 +69,60 @@ def exact_information(model: nn.Module, inputs: Tensor, *, output: Output = "sof
 
 
 class ExactNaturalGradient(Optimizer):
-    """Descent along (F + λ I)^(-1) times the gradient, with the full F of a small network.
+    """Descent along (F + λ I)^(-1) times the gradient, with the full F of a network on the batch.
 
-    Call ``observe(inputs)`` with the batch, then ``step()`` after ``backward()`` as with any optimizer.
+    Use it as any optimizer: the batches that the model sees in training mode since the last step are the samples of F.
+    To take F from other samples, call ``observe(inputs)``; from then on only ``observe`` counts, and F stays until the
+    next call. Where the outputs are so certain that no information is left, the parameters stay.
 
     Args:
-        model: The network; parameters that do not require a gradient are left alone.
+        model: The network, called with one tensor (N, ...) and returning (N, outputs); parameters that do not require a
+            gradient are left alone.
         lr: Learning rate, more than 0.
-        damping: λ relative to the mean eigenvalue of F, more than 0.
+        damping: λ relative to the mean eigenvalue tr F / P, more than 0. A batch leaves most of a large network's
+            directions without information, so that this mean is small: there, damping wants to be larger than 1.
         output: Distribution that the model's outputs parametrize, ``"softmax"`` or ``"gaussian"``.
+        form: ``"dense"`` (a solve of P unknowns), ``"samples"`` (of N times outputs unknowns), or ``"auto"`` for the
+            smaller. Both are exact.
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from fisherlayers import ExactNaturalGradient
+        >>> model = torch.nn.Linear(4, 3)
+        >>> optimizer = ExactNaturalGradient(model, lr=0.5, damping=0.1)
+        >>> loss = torch.nn.functional.cross_entropy(model(torch.randn(32, 4)), torch.arange(32) % 3)
+        >>> loss.backward()
+        >>> optimizer.step()
     """
 
-    def __init__(self, model: nn.Module, *, lr: float = 1.0, damping: float = 1e-3, output: Output = "softmax") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1.0,
+        damping: float = 1e-3,
+        output: Output = "softmax",
+        form: Form = "auto",
+    ) -> None:
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         if not damping > 0:
             raise ValueError(f"damping must be positive (it is relative to the mean eigenvalue), got {damping}")
-        if output not in {"softmax", "gaussian"}:
-            raise ValueError(f"output must be 'softmax' or 'gaussian', got {output!r}")
+        check_output(output)
+        if form not in {"auto", "dense", "samples"}:
+            raise ValueError(f"form must be 'auto', 'dense' or 'samples', got {form!r}")
         super().__init__([p for p in model.parameters() if p.requires_grad], {"lr": lr, "damping": damping})
         self._model = model
         self._output: Output = output
-        self._information: Tensor | None = None
+        self._form: Form = form
+        self._information: Tensor | Scores | None = None
+        self._gram: Tensor | None = None
+        self._seen: list[Tensor] = []
+        self._follow = True
+        self._handle = model.register_forward_pre_hook(_Follower(self))
 
     def observe(self, inputs: Tensor) -> None:
         """Take the information at a batch and the current parameters.
@@ -94,7 +130,10 @@ class ExactNaturalGradient(Optimizer):
         Args:
             inputs: (N, ...), as the model takes them.
         """
-        self._information = exact_information(self._model, inputs, output=self._output)
+        self._follow = False
+        self._handle.remove()
+        self._seen.clear()
+        self._take(inputs)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -114,24 +153,80 @@ class ExactNaturalGradient(Optimizer):
             The closure's loss, None without one.
 
         Raises:
-            RuntimeError: If ``observe`` was never called.
+            RuntimeError: If no training batch was seen and ``observe`` was never called.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._seen:
+            self._take(torch.cat(self._seen))
+            self._seen.clear()
         if self._information is None:
-            raise RuntimeError("there is no Fisher information yet: call observe(inputs) before step()")
+            raise RuntimeError(
+                "there is no Fisher information yet: call the model in training mode, or call observe(inputs) before "
+                "step()"
+            )
         (group,) = self.param_groups
         parameters = group["params"]
-        gradient = torch.cat([
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters
-        ])
-        size = gradient.shape[0]
-        ridge = group["damping"] * self._information.diagonal().sum() / size
-        damped = self._information + ridge * torch.eye(size, dtype=gradient.dtype, device=gradient.device)
-        direction = torch.cholesky_solve(gradient.unsqueeze(1), torch.linalg.cholesky(damped)).squeeze(1)
-        steps = torch.split(direction, [p.numel() for p in parameters])
-        for parameter, step in zip(parameters, steps, strict=True):
-            parameter.sub_(step.view_as(parameter), alpha=group["lr"])
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter, direction in zip(parameters, self._solve(gradient, group["damping"]), strict=True):
+            parameter.sub_(direction.to(parameter.dtype), alpha=group["lr"])
         return loss
+
+    @torch.enable_grad()
+    def _take(self, inputs: Tensor) -> None:
+        size = sum(p.numel() for p in self.param_groups[0]["params"])
+        self._follow, before = False, self._follow
+        try:
+            form = self._form
+            if form == "auto" and size <= _LARGEST:
+                with torch.no_grad():
+                    form = "samples" if self._model(inputs).numel() < size else "dense"
+            if form == "dense":
+                if size > _LARGEST:
+                    raise ValueError(
+                        f"form 'dense' needs a {size} x {size} matrix for the model's parameters (at most {_LARGEST}): "
+                        "use form='samples'"
+                    )
+                self._information = exact_information(self._model, inputs, output=self._output)
+            else:
+                scores = scores_of(self._model, inputs, output=self._output)
+                unknowns = scores.samples * scores.outputs
+                if unknowns > _LARGEST:
+                    raise ValueError(
+                        f"form 'samples' needs a {unknowns} x {unknowns} matrix for {scores.samples} samples and "
+                        f"{scores.outputs} outputs (at most {_LARGEST}): use smaller batches"
+                    )
+                self._information, self._gram = scores, scores.gram()
+        finally:
+            self._follow = before
+
+    def _solve(self, gradient: list[Tensor], damping: float) -> list[Tensor]:
+        if isinstance(self._information, Scores):
+            return self._information.solve(gradient, damping=damping, gram=self._gram)
+        assert self._information is not None
+        flat = torch.cat([tensor.flatten() for tensor in gradient])
+        ridge = damping * float(self._information.diagonal().sum()) / len(flat)
+        if not 0 < ridge < float("inf"):
+            return [tensor * ridge for tensor in gradient]
+        damped = self._information + ridge * torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+        direction = torch.cholesky_solve(flat.unsqueeze(1), torch.linalg.cholesky(damped)).squeeze(1)
+        pieces = torch.split(direction, [tensor.numel() for tensor in gradient])
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, gradient, strict=True)]
+
+
+class _Follower:
+    """A forward pre-hook that hands batches to an optimizer; a copy of it, on a copied model, hands them to none."""
+
+    def __init__(self, optimizer: ExactNaturalGradient | None = None) -> None:
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if optimizer is not None and optimizer._follow and model.training and torch.is_grad_enabled():
+            optimizer._seen.append(args[0].detach())
+
+    @override
+    def __reduce__(self) -> tuple[type["_Follower"], tuple[()]]:
+        return _Follower, ()
