@@ -22,6 +22,7 @@ PUBLIC = [
     "plain_state_dict",
     "reconstruct",
     "refresh",
+    "register_rule",
     "DeepFisherNetwork",
     "FisherVectorLayer",
 ]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fisherlayers.natural_gradient import plain_state_dict as plain_state_dict
     from fisherlayers.natural_gradient import reconstruct as reconstruct
     from fisherlayers.natural_gradient import refresh as refresh
+    from fisherlayers.natural_gradient import register_rule as register_rule
 
 __version__ = _version("fisherlayers")
 
@@ -44,6 +45,7 @@ _HOME = {
     "plain_state_dict": "natural_gradient",
     "reconstruct": "natural_gradient",
     "refresh": "natural_gradient",
+    "register_rule": "natural_gradient",
     # Fisher vectors
     "DeepFisherNetwork": "fisher_vectors",
     "FisherVectorLayer": "fisher_vectors",

@@ -114,9 +114,20 @@ class _SecondMoment(FisherInformation):
         # One non-finite score makes its whole row of s sᵀ non-finite, and with it the sum.
         if not bool(torch.isfinite(moment.sum())):
             raise ValueError("scores must be finite: found NaN or infinity (drop this batch, or look for its cause)")
+        self.update_from_moment(moment, rows, new_step=new_step)
+
+    @torch.no_grad()
+    def update_from_moment(self, moment: Tensor, count: Tensor | float, *, new_step: bool = True) -> None:
+        """Add scores whose mean second moment is known.
+
+        Args:
+            moment: Their mean of s sᵀ, in the shape of ``value()``.
+            count: How many scores they were, more than 0.
+            new_step: Whether the past decays first; False continues the step of the previous call.
+        """
         past = self.count * self.decay if new_step else self.count
-        self.count.copy_(past + rows)
-        self.second_moment.lerp_(moment, (rows / self.count).to(moment.dtype))
+        self.count.copy_(past + count)
+        self.second_moment.lerp_(moment, (count / self.count).to(moment.dtype))
 
     @torch.no_grad()
     def merge(self, other: Self) -> None:

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fisherlayers.natural_gradient.rules import Call, rule_of
+
 
 def perceptron(seed=0, bias=True):
     """A tanh network 7-9-6-3; without ``bias`` its middle layer has none."""
@@ -54,3 +56,8 @@ def train(model, optimizer, inputs, targets, steps):
 def layers_of(model):
     """The linear layers and convolutions of a model."""
     return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+
+
+def rows_of(layer, inputs, max_rows=10**6, name="weight"):
+    """The rows that a weight of a layer meets when the layer is called with ``inputs``."""
+    return rule_of(layer).input_rows(layer, Call((inputs,), {}, max_rows))[name]

@@ -17,7 +17,9 @@ def sgd(model):
 
 
 def counts(model):
-    """Inputs that each layer's information has seen (with decay 1)."""
+    """Inputs that each layer has seen, whether a step has entered them into its information or not (with decay 1)."""
+    for layer in layers_of(model):
+        fisher_of(layer).absorb()
     return [float(fisher_of(layer).information.count) for layer in layers_of(model)]
 
 

@@ -12,7 +12,15 @@ from torch.nn import functional
 
 from fisherlayers.natural_gradient import fold, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_of
-from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
+from natural_gradient.cases_natural_gradient import (
+    convolutional,
+    images,
+    layers_of,
+    perceptron,
+    rows_of,
+    train,
+    vectors,
+)
 
 EVERY_STEP = {"refresh_every": 1, "statistics_every": 1}
 NETWORKS = {"perceptron": (perceptron, vectors), "convolutional": (convolutional, images)}
@@ -42,7 +50,7 @@ def test_refresh_moves_neither_outputs_nor_plain_gradients(network, rank):
     before, weights = model(inputs), [layer.weight.detach().clone() for layer in layers_of(model)]
     roots = [fisher_of(layer).root.dense().clone() for layer in layers_of(model)]
     for layer in layers_of(model):
-        fisher_of(layer).observe(layer, torch.randn_like(fisher_inputs(layer)))
+        fisher_of(layer).observe(rows_of(layer, torch.randn_like(fisher_inputs(layer))))
     refresh(model)
     torch.testing.assert_close(model(inputs), before)
     for layer, weight, root in zip(layers_of(model), weights, roots, strict=True):

@@ -12,8 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from fisherlayers.natural_gradient import ExactNaturalGradient, fold, reconstruct
-from fisherlayers.natural_gradient.inputs import input_rows
-from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
+from natural_gradient.cases_natural_gradient import (
+    convolutional,
+    images,
+    layers_of,
+    perceptron,
+    rows_of,
+    train,
+    vectors,
+)
 from natural_gradient.references_natural_gradient import PreconditionedDescent
 
 STEPS = 200
@@ -34,7 +41,7 @@ def plain_inputs(model, inputs):
     seen = []
     for module in model:
         if isinstance(module, nn.Linear | nn.Conv2d):
-            seen.append(input_rows(module, inputs, max_rows=10**6))
+            seen.append(rows_of(module, inputs))
         inputs = module(inputs)
     return [rows.detach() for rows in seen]
 

@@ -55,7 +55,7 @@ def test_gradient_like_buffers_and_pending_gradients_stay_the_same_plain_vector(
         return plain_gradient(layer, *buffers), plain_gradient(layer, weight.grad, bias.grad)
 
     before, old = plain(), transform(layer)
-    fisher_of(layer).observe(layer, torch.randn(64, 9) + 2)
+    fisher_of(layer).observe(torch.randn(64, 9) + 2)
     refresh(model, optimizer)
     assert not torch.allclose(transform(layer), old)
     torch.testing.assert_close(plain(), before)
@@ -66,7 +66,7 @@ def test_second_moments_are_kept():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, optimizer, inputs, targets, 3)
     before = optimizer.state[originals(model[0])[0]]["exp_avg_sq"].clone()
-    fisher_of(model[0]).observe(model[0], torch.randn(64, 7))
+    fisher_of(model[0]).observe(torch.randn(64, 7))
     refresh(model, optimizer)
     assert torch.equal(optimizer.state[originals(model[0])[0]]["exp_avg_sq"], before)
 
@@ -82,7 +82,7 @@ def test_an_averaged_parameter_follows_as_a_value():
         return joined(weight, bias) @ transform(layer)
 
     before = average()
-    fisher_of(layer).observe(layer, torch.randn(64, 7))
+    fisher_of(layer).observe(torch.randn(64, 7))
     refresh(model, optimizer)
     torch.testing.assert_close(average(), before)
 
@@ -107,7 +107,7 @@ def test_muon_on_the_weights_beside_another_optimizer_on_the_biases():
     before = optimizers[0].state[weight]["momentum_buffer"].double() @ torch.linalg.inv(
         fisher_of(model[0]).root.dense()
     )
-    fisher_of(model[0]).observe(model[0], torch.randn(64, 7))
+    fisher_of(model[0]).observe(torch.randn(64, 7))
     refresh(model, optimizers[0])
     after = optimizers[0].state[weight]["momentum_buffer"].double() @ torch.linalg.inv(fisher_of(model[0]).root.dense())
     torch.testing.assert_close(after, before)

@@ -2,6 +2,19 @@
 
 from fisherlayers.natural_gradient.checkpoints import plain_state_dict
 from fisherlayers.natural_gradient.exact import ExactNaturalGradient
+from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.reconstruction import fold, reconstruct, refresh
+from fisherlayers.natural_gradient.rules import Call, Rule, Weight, register_rule
 
-__all__ = ["ExactNaturalGradient", "fold", "plain_state_dict", "reconstruct", "refresh"]
+__all__ = [
+    "Call",
+    "ExactNaturalGradient",
+    "Layout",
+    "Rule",
+    "Weight",
+    "fold",
+    "plain_state_dict",
+    "reconstruct",
+    "refresh",
+    "register_rule",
+]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlayers.natural_gradient.attachment import is_host, order_of
 from fisherlayers.natural_gradient.coordinates import value_from_plain
-from fisherlayers.natural_gradient.inputs import to_rows
-from fisherlayers.natural_gradient.parametrization import fisher_of, originals
+from fisherlayers.natural_gradient.parametrization import Bias, fisher_of, original
 
 __all__ = ["accept_plain_keys", "plain_state_dict", "refuse_plain_keys"]
 
@@ -23,70 +23,83 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Keys and tensors that load into the plain model.
     """
-    layers = {name: module for name, module in model.named_modules() if fisher_of(module) is not None}
-    inner = {f"{name}.parametrizations." if name else "parametrizations.": name for name in layers}
+    hosts = {f"{name}." if name else "": module for name, module in model.named_modules() if is_host(module)}
+    inner = {f"{prefix}parametrizations.": prefix for prefix in hosts}
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
-        owner = next((prefix for prefix in inner if key.startswith(prefix)), None)
+        owner = next((start for start in inner if key.startswith(start)), None)
         if owner is None:
             state[key] = value.detach().clone() if isinstance(value, Tensor) else value
             continue
-        tensor = key.removeprefix(owner).partition(".")[0]
-        outer = owner.removesuffix("parametrizations.") + tensor
+        name = key.removeprefix(owner).partition(".")[0]
+        outer = inner[owner] + name
         if outer not in state:
-            state[outer] = getattr(layers[inner[owner]], tensor).detach().clone()
+            state[outer] = getattr(hosts[inner[owner]], name).detach().clone()
+    for prefix, host in hosts.items():
+        state = _in_order(state, prefix, [prefix + name for name in order_of(host)])
     return state
 
 
-def accept_plain_keys(layer: nn.Module) -> None:
-    """Let ``load_state_dict`` of a reconstructed layer take the plain layer's keys as well.
+def _in_order(state: dict[str, Tensor], prefix: str, names: list[str]) -> dict[str, Tensor]:
+    # A module's own parameters come first among the keys that start with its prefix.
+    keys = list(state)
+    first = next(index for index, key in enumerate(keys) if key.startswith(prefix))
+    own = [name for name in names if name in state]
+    others = [key for key in keys[first:] if key not in own]
+    return {key: state[key] for key in [*keys[:first], *own, *others]}
+
+
+def accept_plain_keys(host: nn.Module) -> None:
+    """Let ``load_state_dict`` of a module with reconstructed weights take the plain module's keys as well.
 
     They become W' and d in the coordinates in use; information, root and counters stay.
 
     Args:
-        layer: A reconstructed layer.
+        host: A module with reconstructed weights.
     """
-    layer.register_load_state_dict_pre_hook(_translate)  # type: ignore[no-untyped-call]
+    host.register_load_state_dict_pre_hook(_translate)  # type: ignore[no-untyped-call]
 
 
-def refuse_plain_keys(layer: nn.Module) -> None:
+def refuse_plain_keys(host: nn.Module) -> None:
     """Undo ``accept_plain_keys``.
 
     Args:
-        layer: A layer, or a copy of one, that it was called with.
+        host: A module, or a copy of one, that it was called with.
     """
-    hooks: dict[int, Callable[..., None]] = layer._load_state_dict_pre_hooks
+    hooks: dict[int, Callable[..., None]] = host._load_state_dict_pre_hooks
     for key, hook in list(hooks.items()):
         if getattr(hook, "hook", hook) is _translate:
             del hooks[key]
 
 
-def _translate(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    plain = {name: state_dict.pop(prefix + name) for name in ("weight", "bias") if prefix + name in state_dict}
-    fisher = fisher_of(layer)
-    if not plain or fisher is None:
+def _translate(host: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    names = [name for name in order_of(host) if original(host, name) is not None] if is_host(host) else []
+    plain = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
+    if not plain:
         return
     with torch.no_grad():
-        mine, my_bias = originals(layer)
-        weight = plain.get("weight", layer.weight)
-        bias = None if my_bias is None else plain.get("bias", layer.bias)
-        shapes = {"weight": (weight, mine), "bias": (bias, my_bias)}
-        for name, (given, expected) in shapes.items():
-            if expected is not None and given.shape != expected.shape:
+        for name, given in plain.items():
+            if given.shape != getattr(host, name).shape:
                 raise ValueError(
                     f"{prefix}{name} has shape {tuple(given.shape)} in the checkpoint, "
-                    f"{tuple(expected.shape)} in the model"
+                    f"{tuple(getattr(host, name).shape)} in the model"
                 )
-        rows = to_rows(weight, fisher.groups).to(fisher.mean)
-        offsets = None if bias is None else to_rows(bias, fisher.groups).to(fisher.mean)
-        moved, moved_bias = value_from_plain(rows, offsets, fisher.coordinates)
-        inner = {
-            key: value for key, value in layer.state_dict(prefix=prefix).items() if ".parametrizations." in "." + key
-        }
-        inner[f"{prefix}parametrizations.weight.original"] = moved.reshape(weight.shape).to(weight.dtype)
-        if moved_bias is not None:
-            inner[f"{prefix}parametrizations.bias.original"] = moved_bias.flatten().to(weight.dtype)
-        elif bias is None and "bias" in plain:
-            state_dict[prefix + "bias"] = plain["bias"]
+        moved = {name: plain.get(name, getattr(host, name)) for name in names}
+        for name, weight in list(moved.items()):
+            fisher = fisher_of(host, name)
+            if fisher is None:
+                continue
+            rows, shift = value_from_plain(
+                fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
+            )
+            moved[name] = fisher.layout.tensor(rows, weight.shape).to(weight.dtype)
+            for reader in fisher.readers:
+                if reader.host is host and reader.bias in moved and shift is not None:
+                    bias = moved[reader.bias].clone()
+                    Bias(bias, reader.part).view_of(bias).add_(shift.flatten())
+                    moved[reader.bias] = bias
+        own = f"{prefix}parametrizations."
+        inner = {key: value for key, value in host.state_dict(prefix=prefix).items() if key.startswith(own)}
+        inner |= {f"{own}{name}.original": value for name, value in moved.items()}
         for key, value in inner.items():
             state_dict.setdefault(key, value)

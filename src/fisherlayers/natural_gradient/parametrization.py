@@ -1,7 +1,7 @@
-"""A layer's local Fisher layer: its state, and the parametrizations of weight and bias that read it."""
+"""A weight's local Fisher layer: its state, and the parametrizations of weight and bias that read it."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fisherlayers.information import DenseInformation
 from fisherlayers.layer import LowRankRoot, Root, identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
-from fisherlayers.natural_gradient.inputs import Layer, group_count, input_rows, row_size, to_rows
+from fisherlayers.natural_gradient.layout import Layout, thinned
+from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.products import (
     Factors,
     fusible,
@@ -21,7 +22,17 @@ from fisherlayers.natural_gradient.products import (
 )
 from fisherlayers.natural_gradient.roots import input_coordinates
 
-__all__ = ["FisherBias", "FisherWeight", "Settings", "fisher_of", "originals"]
+__all__ = [
+    "Bias",
+    "FisherBias",
+    "FisherWeight",
+    "Reader",
+    "Settings",
+    "fisher_of",
+    "fisher_weights",
+    "original",
+    "originals",
+]
 
 
 class Settings(NamedTuple):
@@ -33,6 +44,33 @@ class Settings(NamedTuple):
     statistics_every: int
     rank: int | None
     max_rows: int = 4096
+
+
+class Reader(NamedTuple):
+    """A module that holds the weight, the names of weight and bias there, and the slice of the bias that it shifts."""
+
+    host: nn.Module
+    weight: str
+    bias: str | None
+    part: slice | None = None
+
+
+class Bias(NamedTuple):
+    """A bias d, and the slice of it that a weight shifts (None: all of it)."""
+
+    parameter: Tensor
+    part: slice | None
+
+    def view_of(self, tensor: Tensor) -> Tensor:
+        """Return that slice of the bias, of its gradient or of a buffer of an optimizer.
+
+        Args:
+            tensor: Of the shape of the bias.
+
+        Returns:
+            A view.
+        """
+        return tensor if self.part is None else tensor[self.part]
 
 
 class _Read(NamedTuple):
@@ -48,13 +86,16 @@ class _Read(NamedTuple):
 
 
 class FisherWeight(nn.Module):
-    """The parametrization W = W' S of a weight, with the information of the layer's input.
+    """The parametrization W = W' S of a weight, with the information of the inputs that it is multiplied with.
 
     The scores are s = [x - origin; 1] for inputs x, where the origin is the mean of the first batch: it keeps the
-    covariance accurate in float32 when the mean is large.
+    covariance accurate in float32 when the mean is large. A forward pass adds to ``pending``, raw sums; the next
+    optimizer step enters them into the information at once (``absorb``), so that the batches of a step, or of several
+    processes, count as one.
 
     Args:
-        layer: The layer whose weight it will be.
+        reader: The module that holds the weight, and under which names.
+        layout: How the weight lies as rows.
         settings: How to follow the input.
     """
 
@@ -63,23 +104,23 @@ class FisherWeight(nn.Module):
     shift: Tensor
     root: Root
 
-    def __init__(self, layer: Layer, settings: Settings) -> None:
+    def __init__(self, reader: Reader, layout: Layout, settings: Settings) -> None:
         super().__init__()
-        self._layer = (layer,)  # in a tuple: not a submodule of its own parametrization
+        self.readers = [reader]  # in a list: not submodules of their own parametrization
+        self.layout = layout
         self.settings = settings
-        self.groups = group_count(layer)
-        weight = layer.weight
-        size = row_size(weight)
-        batch_shape = () if self.groups == 1 else (self.groups,)
+        weight = cast("Tensor", getattr(reader.host, reader.weight))
+        *batch_shape, _, size = layout.rows(weight).shape
         dtype = torch.promote_types(weight.dtype, torch.float32)
         like: dict[str, Any] = {"device": weight.device, "dtype": dtype}
-        self.information = DenseInformation(size + 1, decay=settings.decay, batch_shape=batch_shape, **like)
-        rank = settings.rank
-        self.root = identity_root(DenseInformation(size, batch_shape=batch_shape, **like), rank=rank)
-        self.register_buffer("origin", torch.zeros(*batch_shape, size, **like))
-        self.register_buffer("mean", torch.zeros(*batch_shape, size, **like))
-        self.register_buffer("shift", torch.zeros(*batch_shape, size, **like))  # mean S: b = d - W' shift
-        self._centres = layer.bias is not None
+        shape = tuple(batch_shape)
+        self.information = DenseInformation(size + 1, decay=settings.decay, batch_shape=shape, **like)
+        self.root = identity_root(DenseInformation(size, batch_shape=shape, **like), rank=settings.rank)
+        self.register_buffer("origin", torch.zeros(*shape, size, **like))
+        self.register_buffer("mean", torch.zeros(*shape, size, **like))
+        self.register_buffer("shift", torch.zeros(*shape, size, **like))  # mean S: b = d - W' shift
+        self.pending: Moments | None = None
+        self._centres = reader.bias is not None
         self._latest: _Read | None = None
         self._factors: tuple[tuple[int, ...], Factors] | None = None
         self.steps = 0
@@ -90,25 +131,25 @@ class FisherWeight(nn.Module):
         """Return W = W' S.
 
         Args:
-            weight: W', (out, ...).
+            weight: W', as the module holds it.
 
         Returns:
             W, of the same shape and dtype.
         """
-        rows = to_rows(weight, self.groups).to(self.mean.dtype)
+        rows = self.layout.rows(weight).to(self.mean.dtype)
         if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
-            plain, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
-            plain = plain.reshape(weight.shape)
+            product, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
+            plain = self.layout.tensor(product, weight.shape)
             plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
             self._latest = _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
             return plain
-        return multiply(self.root, rows).reshape(weight.shape).to(weight.dtype)
+        return self.layout.tensor(multiply(self.root, rows), weight.shape).to(weight.dtype)
 
     def offset(self, weight: Tensor) -> Tensor:
         """Return W' S μ = W' · shift; free of charge just after ``forward``, as a layer reads weight and bias.
 
         Args:
-            weight: W', (out, ...).
+            weight: W', as the module holds it.
 
         Returns:
             (out,).
@@ -117,24 +158,26 @@ class FisherWeight(nn.Module):
         plain = None if latest is None else latest.plain()
         if latest is not None and plain is not None and latest.is_of(weight):
             return cast("Tensor", plain.offset)  # type: ignore[attr-defined]
-        rows = to_rows(weight, self.groups).to(self.shift.dtype)
+        rows = self.layout.rows(weight).to(self.shift.dtype)
         return (rows @ self.shift.unsqueeze(-1)).flatten()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return W' = W S^(-1), and shift d so that assigning to the layer's weight leaves its bias b.
+        """Return W' = W S^(-1), and shift d so that assigning to the weight leaves the bias b.
 
         Args:
-            weight: W, (out, ...).
+            weight: W, as the module holds it.
 
         Returns:
             W', of the same shape and dtype.
         """
-        rows = solve(self.root, to_rows(weight, self.groups).to(self.mean.dtype))
-        if _parametrizations(self._layer[0], "bias") is not None:
-            mine, bias = originals(self._layer[0])
-            before = to_rows(mine, self.groups).to(self.mean.dtype)
-            cast("Tensor", bias).add_(((rows - before) @ self.shift.unsqueeze(-1)).flatten())
-        return rows.reshape(weight.shape).to(weight.dtype)
+        rows = solve(self.root, self.layout.rows(weight).to(self.mean.dtype))
+        biases = self.biases()
+        if biases:
+            before = self.layout.rows(self.weight).to(self.mean.dtype)
+            change = ((rows - before) @ self.shift.unsqueeze(-1)).flatten()
+            for bias in biases:
+                bias.view_of(bias.parameter).add_(change)
+        return self.layout.tensor(rows, weight.shape).to(weight.dtype)
 
     def _shifted_factors(self, root: LowRankRoot) -> Factors:
         # The versions count writes in place: by a refresh, or by load_state_dict.
@@ -144,14 +187,35 @@ class FisherWeight(nn.Module):
         return self._factors[1]
 
     @property
+    def weight(self) -> Tensor:
+        """The parameter W'."""
+        reader = self.readers[0]
+        return cast("Tensor", original(reader.host, reader.weight))
+
+    def biases(self) -> list[Bias]:
+        """Return the biases that take up the mean.
+
+        Returns:
+            One for each reader that adds a bias to the product.
+        """
+        found = [(original(reader.host, reader.bias), reader.part) for reader in self.readers if reader.bias]
+        return [Bias(parameter, part) for parameter, part in found if parameter is not None]
+
+    @property
     def coordinates(self) -> Coordinates:
         """Root and mean in use."""
         return Coordinates(self.root, self.mean)
 
     @property
+    def centred(self) -> bool:
+        """Whether the mean may move: all that read the weight add a bias to it that is trained."""
+        biases = self.biases()
+        return len(biases) == len(self.readers) and all(bias.parameter.requires_grad for bias in biases)
+
+    @property
     def statistics_due(self) -> bool:
-        """Whether a forward pass now is to be observed: a new step's turn, or a further chunk of the same step."""
-        return self.steps == self.observed_at or self._due(self.observed_at, self.settings.statistics_every)
+        """Whether the forward passes before the next optimizer step are to be observed."""
+        return self._due(self.observed_at, self.settings.statistics_every)
 
     @property
     def refresh_due(self) -> bool:
@@ -163,28 +227,37 @@ class FisherWeight(nn.Module):
         return last < 0 or self.steps - last >= min(every, max(last, 1))
 
     @torch.no_grad()
-    def observe(self, layer: Layer, inputs: Tensor) -> None:
-        """Feed the information with a batch; one that is not finite is passed over.
+    def observe(self, rows: Tensor) -> None:
+        """Add inputs to the pending sums; a batch that is not finite is passed over.
 
         Args:
-            layer: The layer that will see the batch.
-            inputs: What its forward is called with.
+            rows: What the weight is multiplied with, (N, D), or (groups, N, D); more than ``max_rows`` are thinned out.
         """
-        with torch.autocast(inputs.device.type, enabled=False):
-            rows = input_rows(layer, inputs.detach(), self.settings.max_rows).to(self.mean.dtype)
+        index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
+        rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
+        with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
-            if self.observed_at < 0:
-                self.origin.copy_(rows.mean(-2))
-            scores = torch.nn.functional.pad(rows - self.origin.unsqueeze(-2), (0, 1), value=1.0)
-            self.information.update(scores, new_step=self.observed_at != self.steps)
+            if self.pending is None:
+                self.pending = moments(rows, rows.mean(-2) if self.observed_at < 0 else self.origin.clone())
+            else:
+                self.pending = total(self.pending, moments(rows, self.pending.origin))
+
+    @torch.no_grad()
+    def absorb(self) -> None:
+        """Enter the pending sums into the information, as one step."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        if self.observed_at < 0:
+            self.origin.copy_(pending.origin)
+        pending = about(pending, self.origin)
+        count = pending.number.flatten()[0]
+        self.information.update_from_moment(pending.sums / count, count, new_step=self.observed_at != self.steps)
         self.observed_at = self.steps
 
-    def refreshed(self, *, centred: bool) -> Coordinates | None:
+    def refreshed(self) -> Coordinates | None:
         """Return the coordinates that the information asks for.
-
-        Args:
-            centred: Whether the layer trains a bias.
 
         Returns:
             New coordinates, or None if the input never varied.
@@ -192,7 +265,7 @@ class FisherWeight(nn.Module):
         return input_coordinates(
             self.information.value(),
             self.origin,
-            centred=centred,
+            centred=self.centred,
             damping=self.settings.damping,
             previous=self.root,
         )
@@ -225,7 +298,7 @@ class FisherWeight(nn.Module):
         self.steps, self.observed_at, self.refreshed_at = state.tolist()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._factors = None
+        self._factors = self.pending = None
         # model.half() or .bfloat16() must not round the information and the root: there is no bf16 root.
         kept = [buffer.clone() for buffer in self.buffers()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -237,16 +310,18 @@ class FisherWeight(nn.Module):
 
 
 class FisherBias(nn.Module):
-    """The parametrization b = d - W' S μ of the bias next to a ``FisherWeight``.
+    """The parametrization b = d - W' S μ of the bias next to a ``FisherWeight``, or next to several.
 
     Args:
-        layer: The layer whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
+        host: The module whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
             ``deepcopy`` find the tensor that is in place.
+        weights: Names of the weights beside it, with the slices of the bias that they shift (None: all of it).
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, host: nn.Module, weights: Sequence[tuple[str, slice | None]]) -> None:
         super().__init__()
-        self._layer = (layer,)  # in a tuple: not a submodule of its own parametrization
+        self._host = (host,)  # in a tuple: not a submodule of its own parametrization
+        self._weights = tuple(weights)
 
     def forward(self, bias: Tensor) -> Tensor:
         """Return b.
@@ -257,7 +332,7 @@ class FisherBias(nn.Module):
         Returns:
             b, of the same shape and dtype.
         """
-        return (bias - self._offset()).to(bias.dtype)
+        return (bias - self._offset(bias)).to(bias.dtype)
 
     def right_inverse(self, bias: Tensor) -> Tensor:
         """Return d.
@@ -268,39 +343,75 @@ class FisherBias(nn.Module):
         Returns:
             d, of the same shape and dtype.
         """
-        return (bias + self._offset()).to(bias.dtype)
+        return (bias + self._offset(bias)).to(bias.dtype)
 
-    def _offset(self) -> Tensor:
-        layer = self._layer[0]
-        return cast("FisherWeight", fisher_of(layer)).offset(originals(layer)[0])
+    def _offset(self, bias: Tensor) -> Tensor:
+        offsets = []
+        for name, part in self._weights:
+            host = self._host[0]
+            offset = cast("FisherWeight", fisher_of(host, name)).offset(cast("Tensor", original(host, name)))
+            if part is not None:
+                start, stop, _ = part.indices(len(bias))
+                offset = nn.functional.pad(offset, (start, len(bias) - stop))
+            offsets.append(offset)
+        return offsets[0] if len(offsets) == 1 else torch.stack(offsets).sum(0)
 
 
-def fisher_of(module: nn.Module) -> FisherWeight | None:
-    """Return the local Fisher layer of a module.
+def fisher_of(module: nn.Module, name: str = "weight") -> FisherWeight | None:
+    """Return the local Fisher layer of a weight.
 
     Args:
         module: Any module.
+        name: Of its weight.
 
     Returns:
-        Its ``FisherWeight``, or None if it is not a reconstructed layer.
+        The ``FisherWeight``, or None if the weight is not reconstructed.
     """
-    weights = _parametrizations(module, "weight")
+    weights = _parametrizations(module, name)
     first = None if weights is None else weights._modules["0"]
     return first if isinstance(first, FisherWeight) else None
 
 
-def originals(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return the parameters of a reconstructed layer.
+def fisher_weights(model: nn.Module) -> Iterator[FisherWeight]:
+    """Yield the local Fisher layers of a model, each once.
 
     Args:
-        layer: A reconstructed layer.
+        model: Any model.
+
+    Yields:
+        Local Fisher layers, in the order of the modules.
+    """
+    for module in model.modules():
+        if isinstance(module, FisherWeight):
+            yield module
+
+
+def original(host: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter behind a parametrized tensor.
+
+    Args:
+        host: Any module.
+        name: Of its weight or bias.
 
     Returns:
-        W' and d; d is None if there is no bias.
+        W' or d; None if the tensor is not parametrized.
     """
-    weights, biases = _parametrizations(layer, "weight"), _parametrizations(layer, "bias")
-    bias = None if biases is None else biases._parameters["original"]
-    return cast("Tensor", cast("nn.Module", weights)._parameters["original"]), bias
+    every = _parametrizations(host, name)
+    return None if every is None else every._parameters["original"]
+
+
+def originals(host: nn.Module, weight: str = "weight", bias: str = "bias") -> tuple[Tensor, Tensor | None]:
+    """Return the parameters of a reconstructed weight and its bias.
+
+    Args:
+        host: A module with a reconstructed weight.
+        weight: Name of the weight.
+        bias: Name of the bias.
+
+    Returns:
+        W' and d; d is None if there is no reconstructed bias.
+    """
+    return cast("Tensor", original(host, weight)), original(host, bias)
 
 
 def _parametrizations(module: nn.Module, name: str) -> nn.Module | None:

@@ -1,36 +1,24 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
-import fnmatch
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from torch import nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from fisherlayers.natural_gradient.attachment import attach, detach
+from fisherlayers.natural_gradient.attachment import attach, detach, is_host, place_of
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
-from fisherlayers.natural_gradient.inputs import row_size
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings, fisher_of
+from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
 from fisherlayers.natural_gradient.roots import plain_coordinates
-from fisherlayers.natural_gradient.ticking import refresh_layer, unwatch, watch
+from fisherlayers.natural_gradient.rules.rule import Weight
+from fisherlayers.natural_gradient.selection import Selector, chosen_layers
+from fisherlayers.natural_gradient.ticking import refresh_weights, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
 
-__all__ = ["fold", "reconstruct", "reconstructed_layers", "refresh"]
+__all__ = ["fold", "reconstruct", "refresh"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMALIZATIONS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
 _AUTO_RANK = 31  # 32 columns with the mean: matrix products like them
 _AUTO_SIZE = 100
 
@@ -44,8 +32,8 @@ def reconstruct(
     refresh_every: int = 50,
     statistics_every: int = 25,
     rank: int | Literal["auto"] | None = "auto",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: Sequence[Selector] = ("*",),
+    exclude: Sequence[Selector] = (),
 ) -> Model:
     """Put a local Fisher layer before every linear layer and convolution of a model, in place.
 
@@ -71,16 +59,17 @@ def reconstruct(
             observed step count, each by at most 4,096 rows (samples x positions).
         rank: Directions of the input that are treated one by one, the others alike; None for all of them (a dense
             root), ``"auto"`` for 31, or all where the layer has fewer than a hundred inputs.
-        include: Patterns of module names, as ``fnmatch`` reads them; only matching layers are reconstructed.
-        exclude: Patterns of module names that are left alone.
+        include: Patterns of module names, as ``fnmatch`` reads them, or classes of modules; only matching layers are
+            reconstructed.
+        exclude: The same, for layers that are left alone.
 
     Returns:
         The same model.
 
     Raises:
         TypeError: If ``model`` is no module.
-        ValueError: If an argument is out of its range, a pattern matches no module, nothing is left to reconstruct, or
-            the model is reconstructed already.
+        ValueError: If an argument is out of its range, a pattern or class matches no module, nothing is left to
+            reconstruct, or the model is reconstructed already.
 
     Example:
         >>> import torch
@@ -104,16 +93,20 @@ def reconstruct(
             raise ValueError(f"{name} must be a whole number of optimizer steps, at least 1, got {value!r}")
     if not (rank is None or rank == "auto" or (isinstance(rank, int) and rank >= 1)):
         raise ValueError(f"rank must be a whole number of at least 1, None (dense) or 'auto', got {rank!r}")
-    layers = _eligible(model, include, exclude)
-    for layer in layers:
-        size = row_size(layer.weight)
-        automatic = _AUTO_RANK if size >= _AUTO_SIZE else None
-        chosen = automatic if rank == "auto" else rank
-        settings = Settings(damping, decay, refresh_every, statistics_every, chosen)
-        attach(layer, settings)
-        accept_plain_keys(layer)
-        watch(layer)
+    settings = Settings(damping, decay, refresh_every, statistics_every, None)
+    for layer, rule, weights in chosen_layers(model, include, exclude):
+        attach(layer, [(weight, settings._replace(rank=_rank_of(layer, weight, rank))) for weight in weights])
+        watch(layer, rule, [weight.name for weight in weights])
+    for host in filter(is_host, model.modules()):
+        accept_plain_keys(host)
     return model
+
+
+def _rank_of(layer: nn.Module, weight: Weight, rank: int | str | None) -> int | None:
+    if isinstance(rank, int) or rank is None:
+        return rank
+    size = weight.layout.rows(getattr(*place_of(layer, weight.name))).shape[-1]
+    return _AUTO_RANK if size >= _AUTO_SIZE else None
 
 
 def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
@@ -126,11 +119,14 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
     Returns:
         The same model.
     """
-    for layer, fisher in list(reconstructed_layers(model)):
-        move(layer, fisher, plain_coordinates(fisher.root, fisher.mean), () if optimizer is None else (optimizer,))
-        unwatch(layer)
-        refuse_plain_keys(layer)
-        detach(layer)
+    for fisher in list(fisher_weights(model)):
+        plain = plain_coordinates(fisher.root, fisher.mean)
+        move(fisher, plain, () if optimizer is None else (optimizer,))
+    for module in list(model.modules()):
+        unwatch(module)
+    for host in list(filter(is_host, model.modules())):
+        refuse_plain_keys(host)
+        detach(host)
     return model
 
 
@@ -146,67 +142,10 @@ def refresh(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     Raises:
         ValueError: If the model is not reconstructed.
     """
-    layers = list(reconstructed_layers(model))
-    if not layers:
+    fishers = list(fisher_weights(model))
+    if not fishers:
         raise ValueError("model is not reconstructed: call reconstruct(model) first")
-    for layer, fisher in layers:
-        if fisher.observed_at >= 0:
-            refresh_layer(layer, fisher, () if optimizer is None else (optimizer,))
-
-
-def reconstructed_layers(model: nn.Module) -> Iterator[tuple[nn.Module, FisherWeight]]:
-    """Yield the reconstructed layers of a model.
-
-    Args:
-        model: Any model.
-
-    Yields:
-        Each layer with its local Fisher layer.
-    """
-    for module in model.modules():
-        fisher = fisher_of(module)
-        if fisher is not None:
-            yield module, fisher
-
-
-def _eligible(
-    model: nn.Module, include: Sequence[str], exclude: Sequence[str]
-) -> list[nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d]:
-    # The layers to reconstruct; one warning names the parametric layers of other kinds.
-    modules = dict(model.named_modules())
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(f"{argument} must be a sequence of patterns, got the string {patterns!r}")
-        for pattern in patterns:
-            if not fnmatch.filter(modules, pattern):
-                raise ValueError(f"{argument}: the pattern {pattern!r} matches no module of {sorted(modules)}")
-    owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
-    layers, left_alone = [], []
-    for name, module in modules.items():
-        if fisher_of(module) is not None:
-            raise ValueError(f"the model is reconstructed already (layer {name!r}): call fold(model) first")
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in include):
-            continue
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
-            continue
-        own = [p for p in module._parameters.values() if p is not None]
-        if any(is_lazy(p) for p in own):
-            raise ValueError(f"layer {name!r} has no weights yet: run one forward pass before reconstruct(model)")
-        if isinstance(module, _SUPPORTED) and not _read_elsewhere(name, modules):
-            if parametrize.is_parametrized(module) or any(owners[id(p)] > 1 for p in own):
-                left_alone.append(f"{name} ({type(module).__name__}, parametrized or shared)")
-            else:
-                layers.append(module)
-        elif own and not isinstance(module, _NORMALIZATIONS):
-            left_alone.append(f"{name} ({type(module).__name__})")
-    if not layers:
-        raise ValueError("model has no layer to reconstruct: no nn.Linear or nn.Conv1d/2d/3d, or all are left out")
-    if left_alone:
-        warnings.warn(f"left alone, trained as before: {', '.join(left_alone)}", stacklevel=3)
-    return layers
-
-
-def _read_elsewhere(name: str, modules: dict[str, nn.Module]) -> bool:
-    # Its weight is read by its parent, past its own forward: no input would ever be observed.
-    parent = modules.get(name.rpartition(".")[0]) if name else None
-    return isinstance(parent, nn.MultiheadAttention)
+    for fisher in fishers:
+        fisher.absorb()
+    seen = [fisher for fisher in fishers if fisher.observed_at >= 0]
+    refresh_weights(seen, () if optimizer is None else (optimizer,))

@@ -1,12 +1,13 @@
 """Following the training loop from outside: inputs by a forward pre-hook, steps by a hook of torch's optimizers.
 
-No training loop has to change, and nothing holds on to a model: parameters and layers are found through weak
-references, filled by ``watch`` and again by each training forward (so copies and loaded models work).
+No training loop has to change, and nothing holds on to a model: the local Fisher layer of a parameter is found through
+a weak reference, set by ``watch`` and again by each training forward (so copies and loaded models work). A forward pass
+only adds to sums; an optimizer's step enters them into the information, then refreshes what is due.
 """
 
 import weakref
-from collections.abc import MutableMapping
-from typing import Any, cast
+from collections.abc import Iterable, MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,84 +15,121 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fisherlayers.natural_gradient.inputs import Layer
-from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of, originals
+from fisherlayers.natural_gradient.attachment import place_of
+from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
+from fisherlayers.natural_gradient.rules.rule import Call, Rule
 from fisherlayers.natural_gradient.transport import move
 
-__all__ = ["refresh_layer", "unwatch", "watch"]
+__all__ = ["refresh_weights", "unwatch", "watch"]
 
-_layers: MutableMapping[Any, weakref.ref[nn.Module]] = WeakIdKeyDictionary()  # W' -> weak reference to its layer
+_fishers: MutableMapping[Any, weakref.ref[FisherWeight]] = WeakIdKeyDictionary()  # by W'
+
+_OBSERVATION = "_observation_of_inputs"
 
 
-def watch(layer: nn.Module) -> None:
-    """Follow a reconstructed layer from now on.
+class _Observation(NamedTuple):
+    """What a layer's calls are observed for."""
+
+    rule: Rule
+    names: tuple[str, ...]
+
+
+def watch(layer: nn.Module, rule: Rule, names: Iterable[str]) -> None:
+    """Follow the weights of a layer from now on.
 
     Args:
-        layer: A reconstructed layer.
+        layer: A layer with reconstructed weights.
+        rule: Gives the inputs of its weights.
+        names: Of these weights, seen from the layer.
     """
+    observation = _Observation(rule, tuple(names))
+    setattr(layer, _OBSERVATION, observation)
     layer.register_forward_pre_hook(_before_forward, with_kwargs=True)
-    _remember(layer)
+    for fisher in _observed(layer, observation).values():
+        _remember(fisher)
 
 
 def unwatch(layer: nn.Module) -> None:
-    """Stop following a layer.
+    """Stop following a layer; any other module is left as it is.
 
     Args:
         layer: A layer that ``watch`` was called with, or a copy of one.
     """
-    _layers.pop(originals(layer)[0], None)
+    observation = vars(layer).get(_OBSERVATION)
+    if observation is None:
+        return
+    for fisher in _observed(layer, observation).values():
+        _fishers.pop(fisher.weight, None)
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _before_forward:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    delattr(layer, _OBSERVATION)
 
 
-def refresh_layer(layer: nn.Module, fisher: FisherWeight, optimizers: tuple[Optimizer, ...]) -> None:
-    """Recompute the root of a layer from its information, and enter the new coordinates.
+def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer, ...]) -> None:
+    """Recompute roots from the information, and enter the new coordinates.
 
     Args:
-        layer: A reconstructed layer.
-        fisher: Its local Fisher layer, with statistics.
-        optimizers: Those that hold its parameters.
+        fishers: Local Fisher layers, with statistics.
+        optimizers: Those that hold their parameters.
     """
-    bias = originals(layer)[1]
-    new = fisher.refreshed(centred=bias is not None and bias.requires_grad)
-    if new is not None:
-        move(layer, fisher, new, optimizers)
-    fisher.refreshed_at = fisher.steps
+    for fisher in fishers:
+        new = fisher.refreshed()
+        if new is not None:
+            move(fisher, new, optimizers)
+        fisher.refreshed_at = fisher.steps
 
 
-def _remember(layer: nn.Module) -> None:
-    weight = originals(layer)[0]
-    known = _layers.get(weight)
-    if known is None or known() is not layer:
-        _layers[weight] = weakref.ref(layer)
+def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWeight]:
+    found = {name: fisher_of(*place_of(layer, name)) for name in observation.names}
+    return {name: fisher for name, fisher in found.items() if fisher is not None}
+
+
+def _remember(fisher: FisherWeight) -> None:
+    weight = fisher.weight
+    known = _fishers.get(weight)
+    if known is None or known() is not fisher:
+        _fishers[weight] = weakref.ref(fisher)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not (layer.training and torch.is_grad_enabled()):
         return
-    fisher = fisher_of(layer)
-    if fisher is None or torch._C._functorch.peek_interpreter_stack() is not None:
+    observation: _Observation | None = vars(layer).get(_OBSERVATION)
+    if observation is None or torch._C._functorch.peek_interpreter_stack() is not None:
         return
-    _remember(layer)
-    inputs = args[0] if args else kwargs.get("input")
-    if fisher.statistics_due and isinstance(inputs, Tensor) and originals(layer)[0].requires_grad:
-        fisher.observe(cast("Layer", layer), inputs)
+    fishers = _observed(layer, observation)
+    due = {}
+    for name, fisher in fishers.items():
+        _remember(fisher)
+        if fisher.statistics_due and fisher.weight.requires_grad:
+            due[name] = fisher
+    if not due:
+        return
+    settings = next(iter(due.values())).settings
+    device = next(iter(due.values())).mean.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        rows = observation.rule.input_rows(layer, Call(args, kwargs, settings.max_rows))
+        for name, fisher in due.items():
+            if isinstance(rows.get(name), Tensor):
+                fisher.observe(rows[name])
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    fishers = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            reference = _layers.get(parameter)
-            layer = None if reference is None else reference()
-            fisher = None if layer is None else fisher_of(layer)
-            if layer is None or fisher is None or originals(layer)[0] is not parameter:
-                continue
-            if fisher.refresh_due:
-                refresh_layer(layer, fisher, (optimizer,))
-            fisher.steps += 1
+            reference = _fishers.get(parameter)
+            fisher = None if reference is None else reference()
+            if fisher is not None and fisher.weight is parameter:
+                fishers.append(fisher)
+    for fisher in fishers:
+        fisher.absorb()
+    refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
+    for fisher in fishers:
+        fisher.steps += 1
 
 
 register_optimizer_step_pre_hook(_before_step)

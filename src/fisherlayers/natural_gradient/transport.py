@@ -1,16 +1,15 @@
-"""Move a layer, its pending gradient and its optimizer's state to other coordinates without moving W and b."""
+"""Move a weight, its pending gradient and its optimizer's state to other coordinates without moving W and b."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fisherlayers.natural_gradient.coordinates import Coordinates, change_gradient, change_value
-from fisherlayers.natural_gradient.inputs import to_rows
-from fisherlayers.natural_gradient.parametrization import FisherWeight, originals
+from fisherlayers.natural_gradient.parametrization import Bias, FisherWeight
 
 __all__ = ["move"]
 
@@ -31,44 +30,29 @@ _KEPT = frozenset({
     "col_var",
 })
 
-_Change = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-
 
 @torch.no_grad()
-def move(layer: nn.Module, fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]) -> None:
+def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]) -> None:
     """Enter new coordinates: W and b stay, W', d, gradients and optimizer state are re-expressed.
 
     Args:
-        layer: A reconstructed layer.
-        fisher: Its local Fisher layer.
+        fisher: A local Fisher layer.
         new: Root, of the structure of the one in use, and mean.
         optimizers: Those that hold its parameters.
     """
-    old = fisher.coordinates
-    weight, bias = originals(layer)
-
-    def change(weights: Tensor, biases: Tensor | None, rule: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
-        rows = to_rows(weights, fisher.groups).to(fisher.mean.dtype)
-        offsets = None if biases is None else to_rows(biases, fisher.groups).to(fisher.mean.dtype)
-        moved, moved_offsets = rule(rows, offsets, old, new)
-        return moved.reshape(weights.shape), None if moved_offsets is None else moved_offsets.flatten()
-
+    weight, biases = fisher.weight, fisher.biases()
     if weight.grad is not None:
-        weight.grad.copy_(change(weight.grad, None if bias is None else bias.grad, change_gradient)[0])
+        _move_gradient(fisher, new, weight.grad, _present(biases, [bias.parameter.grad for bias in biases]))
     for optimizer in optimizers:
-        held = optimizer.state.get(weight, {})
-        beside = {} if bias is None else optimizer.state.get(bias, {})
         unknown = []
-        for name, buffer in held.items():
+        for name, buffer in optimizer.state.get(weight, {}).items():
             if not isinstance(buffer, Tensor) or buffer.numel() <= 1 or name in _KEPT:
                 continue
+            beside = _present(biases, [optimizer.state.get(bias.parameter, {}).get(name) for bias in biases])
             if name in _GRADIENTS:
-                buffer.copy_(change(buffer, beside.get(name), change_gradient)[0])
+                _move_gradient(fisher, new, buffer, beside)
             elif name in _VALUES:
-                moved, moved_bias = change(buffer, beside.get(name), change_value)
-                buffer.copy_(moved)
-                if moved_bias is not None:
-                    beside[name].copy_(moved_bias)
+                _move_value(fisher, new, buffer, beside)
             else:
                 unknown.append(name)
         if unknown:
@@ -77,8 +61,25 @@ def move(layer: nn.Module, fisher: FisherWeight, new: Coordinates, optimizers: I
                 "carry to the new coordinates: left as it is",
                 stacklevel=2,
             )
-    moved, moved_bias = change(weight, bias, change_value)
-    weight.copy_(moved)
-    if bias is not None and moved_bias is not None:
-        bias.copy_(moved_bias)
+    _move_value(fisher, new, weight, _present(biases, [bias.parameter for bias in biases]))
     fisher.enter(new)
+
+
+def _present(biases: Sequence[Bias], tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [bias.view_of(tensor) for bias, tensor in zip(biases, tensors, strict=True) if tensor is not None]
+
+
+def _move_gradient(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor]) -> None:
+    rows = fisher.layout.rows(weight).to(fisher.mean.dtype)
+    entries = [fisher.layout.entries(bias).to(rows) for bias in biases]
+    together = torch.stack(entries).sum(0) if len(entries) > 1 else entries[0] if entries else None
+    moved, _ = change_gradient(rows, together, fisher.coordinates, new)  # the bias's gradient stays as it is
+    weight.copy_(fisher.layout.tensor(moved, weight.shape))
+
+
+def _move_value(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor]) -> None:
+    rows = fisher.layout.rows(weight).to(fisher.mean.dtype)
+    moved, shift = change_value(rows, torch.zeros_like(rows[..., 0]), fisher.coordinates, new)
+    weight.copy_(fisher.layout.tensor(moved, weight.shape))
+    for bias in biases:
+        bias.add_(cast("Tensor", shift).flatten())

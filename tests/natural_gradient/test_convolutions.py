@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers.natural_gradient.inputs import input_rows, patches, to_rows
+from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.natural_gradient.layout import Layout
+from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.natural_gradient.rules.convolution import patches
+from natural_gradient.cases_natural_gradient import rows_of
 from natural_gradient.references_natural_gradient import unfolded
 
 CONVOLUTIONS = {
@@ -28,7 +32,7 @@ CONVOLUTIONS = {
 def test_rows_equal_loops_over_patches(name):
     make, shape = CONVOLUTIONS[name]
     layer, images = make(), torch.randn(shape)
-    rows = input_rows(layer, images, max_rows=10_000)
+    rows = rows_of(layer, images)
     expected = unfolded(layer, images)
     torch.testing.assert_close(rows if layer.groups > 1 else rows[None], expected, rtol=0, atol=0)
 
@@ -37,8 +41,9 @@ def test_rows_equal_loops_over_patches(name):
 def test_a_convolution_is_the_linear_layer_of_its_rows(name):
     make, shape = CONVOLUTIONS[name]
     layer, images = make(), torch.randn(shape)
-    rows = input_rows(layer, images, max_rows=10_000)
-    weight, bias = to_rows(layer.weight, layer.groups), to_rows(layer.bias, layer.groups)
+    rows = rows_of(layer, images)
+    layout = Layout(layer.groups)
+    weight, bias = layout.rows(layer.weight), layout.entries(layer.bias)
     outputs = rows @ weight.mT + bias.unsqueeze(-2)  # (groups, batch x positions, out / groups)
     by_convolution = layer(images)
     expected = by_convolution.movedim(1, -1).reshape(-1, layer.groups, layer.out_channels // layer.groups)
@@ -52,18 +57,27 @@ def test_an_image_without_batch_is_a_batch_of_one():
 
 def test_a_linear_layer_sees_every_leading_position():
     layer, inputs = nn.Linear(4, 2), torch.randn(3, 5, 4)
-    assert torch.equal(input_rows(layer, inputs, max_rows=100), inputs.reshape(15, 4))
+    assert torch.equal(rows_of(layer, inputs), inputs.reshape(15, 4))
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(4, 2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)])
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)])
 def test_many_rows_are_thinned_out_evenly_and_the_same_at_every_call(layer):
     # Every position and channel holds its own number, so a row says where it comes from.
     positions = torch.arange(40.0 * 25).reshape(40, 1, 5, 5) + torch.zeros(1, 4, 1, 1)
-    inputs = positions if isinstance(layer, nn.Conv2d) else positions.movedim(1, -1)
-    rows = input_rows(layer, inputs, max_rows=200)
+    rows = rows_of(layer, positions, max_rows=200)
     assert rows.shape[-2] == 200
-    assert torch.equal(rows, input_rows(layer, inputs, max_rows=200))
+    assert torch.equal(rows, rows_of(layer, positions, max_rows=200))
     drawn = rows.reshape(-1, 200, rows.shape[-1])[0, :, 0].long()
     assert len(drawn.unique()) == 200
     assert len((drawn % 25).unique()) == 25  # every position of the image
     assert (drawn // 25).bincount(minlength=40).min() >= 4  # every image, 5 times on average
+
+
+def test_a_linear_layer_with_many_rows_counts_some_of_them():
+    layer = reconstruct(nn.Linear(4, 2))
+    rows = torch.arange(10_000.0).unsqueeze(1) + torch.zeros(4)
+    layer(rows)
+    pending = fisher_of(layer).pending
+    assert pending.number == 4096
+    mean = (pending.origin + pending.sums[-1, :-1] / 4096)[0]
+    assert abs(mean - rows.mean()) < 10

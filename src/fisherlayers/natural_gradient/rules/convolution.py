@@ -1,0 +1,83 @@
+"""Convolutions: a convolution is the linear layer of its unfolded patches.
+
+Row o of the flattened weight meets every patch of o's group. Zero padding counts as input that was seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fisherlayers.natural_gradient.layout import Layout, thinned
+from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule
+
+__all__ = ["Convolution", "ConvolutionRule", "patches", "rows_of"]
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class ConvolutionRule(Rule):
+    """One weight, one bias, every patch a row; each group has inputs of its own."""
+
+    @override
+    def weights(self, layer: nn.Module) -> Sequence[Weight]:
+        return [Weight("weight", "bias", Layout(cast("Convolution", layer).groups))]
+
+    @override
+    def input_rows(self, layer: nn.Module, call: Call) -> Mapping[str, Tensor]:
+        inputs, convolution = call.argument(0, "input"), cast("Convolution", layer)
+        if not isinstance(inputs, Tensor):
+            return {}
+        return {"weight": rows_of(patches(convolution, inputs), convolution.groups, call.max_rows)}
+
+
+def patches(layer: Convolution, inputs: Tensor) -> Tensor:
+    """Cut the padded inputs into the patches that a convolution reads.
+
+    Args:
+        layer: The convolution: kernel, stride, dilation, padding and its mode count.
+        inputs: (batch, channels, *sizes), or without the batch.
+
+    Returns:
+        A view (batch, channels, *positions, *kernel) of the padded inputs.
+    """
+    dimensions = len(layer.kernel_size)
+    if inputs.ndim == dimensions + 1:
+        inputs = inputs.unsqueeze(0)
+    # Left and right of the last axis first, as F.pad wants it; also right for padding="same" with even kernels.
+    padding = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    view = F.pad(inputs, padding, mode=mode) if any(padding) else inputs
+    for axis in range(dimensions):
+        kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+        view = view.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    return view
+
+
+def rows_of(unfolded: Tensor, groups: int, max_rows: int) -> Tensor:
+    """Return patches as rows.
+
+    Args:
+        unfolded: (batch, channels, *positions, *kernel), with as many positions' axes as kernel axes.
+        groups: Into which the channels fall.
+        max_rows: From more samples x positions than this, as many are drawn: quasi-random, the same at every call.
+
+    Returns:
+        (N, D), or (groups, N, D / groups) if there are several groups; N at most ``max_rows``.
+    """
+    dimensions = (unfolded.ndim - 2) // 2
+    # (batch, channels, *positions, *kernel) -> (batch, *positions, channels, *kernel)
+    unfolded = unfolded.movedim(1, 1 + dimensions)
+    shape = unfolded.shape[: 1 + dimensions]
+    index = thinned(shape.numel(), max_rows, unfolded.device)
+    rows = unfolded.flatten(0, dimensions) if index is None else unfolded[torch.unravel_index(index, shape)]
+    if groups == 1:
+        return rows.flatten(1)
+    return rows.flatten(1).reshape(len(rows), groups, -1).transpose(0, 1)
+
+
+for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register_rule(_kind, ConvolutionRule())

@@ -1,0 +1,106 @@
+"""Which layers of a model are reconstructed, and what is said about the others."""
+
+import fnmatch
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from fisherlayers.natural_gradient.attachment import Place, is_host, place_of
+from fisherlayers.natural_gradient.rules.rule import Rule, Weight, rule_of
+
+__all__ = ["Choice", "Selector", "chosen_layers"]
+
+Selector = str | type[nn.Module]
+
+_NORMALIZATIONS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+class Choice(NamedTuple):
+    """A layer, its rule, and those of its weights that are reconstructed."""
+
+    layer: nn.Module
+    rule: Rule
+    weights: list[Weight]
+
+
+def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequence[Selector]) -> list[Choice]:
+    """Choose the weights to reconstruct; one warning names the parametric layers that nobody has a rule for.
+
+    Args:
+        model: A plain model.
+        include: Patterns of module names, or classes of modules.
+        exclude: The same, for what is left alone.
+
+    Returns:
+        Layers with at least one weight to reconstruct, in the order of the modules.
+
+    Raises:
+        ValueError: If a selector matches nothing, a layer is lazy or reconstructed already, or nothing is left.
+    """
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    wanted = _matching(modules, "include", include) - _matching(modules, "exclude", exclude)
+    rules = {name: rule for name, module in modules.items() if (rule := rule_of(module)) is not None}
+    owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
+    held = {name: _places(modules[name], rule) for name, rule in rules.items()}
+    # A weight inside another module is read past that module's own forward, which would never observe an input.
+    inner = {names[place.host] for name, places in held.items() for _, place in places if names[place.host] != name}
+    inner |= {name for name in rules if isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)}
+    choices, left_alone, covered = [], [], set()
+    for name, module in modules.items():
+        if is_host(module):
+            raise ValueError(f"the model is reconstructed already (layer {name!r}): call fold(model) first")
+        if name in wanted and any(is_lazy(p) for p in module._parameters.values() if p is not None):
+            raise ValueError(f"layer {name!r} has no weights yet: run one forward pass before reconstruct(model)")
+        if name not in wanted or name not in rules or name in inner:
+            continue
+        chosen = [weight for weight, place in held[name] if names[place.host] in wanted and _free(place, owners)]
+        if chosen:
+            choices.append(Choice(module, rules[name], chosen))
+            covered |= {place_of(module, weight.name).host for weight in chosen}
+    for name, module in modules.items():
+        own = [p for p in module._parameters.values() if p is not None]
+        if own and name in wanted and module not in covered and not isinstance(module, _NORMALIZATIONS):
+            why = ", parametrized or shared" if name in rules and name not in inner else ""
+            left_alone.append(f"{name} ({type(module).__name__}{why})")
+    if not choices:
+        raise ValueError("model has no layer to reconstruct: no nn.Linear or nn.Conv1d/2d/3d, or all are left out")
+    if left_alone:
+        warnings.warn(f"left alone, trained as before: {', '.join(left_alone)}", stacklevel=3)
+    return choices
+
+
+def _places(layer: nn.Module, rule: Rule) -> list[tuple[Weight, Place]]:
+    return [(weight, place_of(layer, weight.name)) for weight in rule.weights(layer)]
+
+
+def _free(place: Place, owners: Mapping[int, int]) -> bool:
+    parameter = place.host._parameters.get(place.name)
+    return parameter is not None and owners[id(parameter)] == 1 and not parametrize.is_parametrized(place.host)
+
+
+def _matching(modules: Mapping[str, nn.Module], argument: str, selectors: Sequence[Selector]) -> set[str]:
+    if isinstance(selectors, str | type):
+        what = "string" if isinstance(selectors, str) else "class"
+        raise ValueError(f"{argument} must be a sequence of patterns or classes, got the {what} {selectors!r}")
+    every: set[str] = set()
+    for selector in selectors:
+        if isinstance(selector, str):
+            kind, found = "pattern", {name for name in modules if fnmatch.fnmatchcase(name, selector)}
+        else:
+            kind, found = "class", {name for name, module in modules.items() if isinstance(module, selector)}
+        if not found:
+            raise ValueError(f"{argument}: the {kind} {selector!r} matches no module of {sorted(modules)}")
+        every |= found
+    return every
