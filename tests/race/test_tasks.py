@@ -1,10 +1,14 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+from fisherlayers.data import DataNotFoundError, TrainTest
 from fisherlayers.race import TASKS, load_task
-from fisherlayers.race.tasks import accuracy, multilayer_perceptron
+from fisherlayers.race.tasks.image_tasks import held_out
+from fisherlayers.race.tasks.task import accuracy, cross_entropy, explained_variance, pixel_cross_entropy
+from fisherlayers.race.tasks.text_tasks import windows
 from race.small_task import small_task
 
 
@@ -47,12 +51,52 @@ def test_accuracy_is_in_percent():
     assert accuracy(outputs, torch.tensor([1, 0, 0, 0])) == 75
 
 
-def test_multilayer_perceptron_has_relu_between_its_layers():
-    model = multilayer_perceptron([4, 3, 2])
-    assert [type(layer).__name__ for layer in model] == ["Flatten", "Linear", "ReLU", "Linear"]
-    x = torch.randn(6, 2, 2)
-    expected = model[3](model[1](x.reshape(6, 4)).clamp(min=0))
-    torch.testing.assert_close(model(x), expected)
+def test_cross_entropy_is_a_mean_over_all_tokens():
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(3, 4, 5), torch.randint(5, (3, 4))
+    picked = [outputs[n, t].log_softmax(0)[targets[n, t]] for n in range(3) for t in range(4)]
+    torch.testing.assert_close(cross_entropy(outputs, targets), -torch.stack(picked).mean())
+    assert accuracy(outputs, outputs.argmax(2)) == 100
+
+
+def test_pixel_cross_entropy_sums_over_pixels_and_explained_variance_compares_with_the_mean_image():
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(6, 3), torch.rand(6, 3)
+    share = outputs.sigmoid()
+    expected = -(targets * share.log() + (1 - targets) * (1 - share).log()).sum(1).mean()
+    torch.testing.assert_close(pixel_cross_entropy(outputs, targets), expected)
+    assert explained_variance(targets.logit(), targets) == pytest.approx(100, abs=1e-3)
+    assert explained_variance(targets.mean(0).logit().expand(6, 3), targets) == pytest.approx(0, abs=1e-3)
+
+
+def test_windows_touch_and_their_targets_are_one_token_further():
+    inputs, targets = windows(np.arange(11), 3)
+    assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert torch.equal(targets, inputs + 1)
+
+
+def test_held_out_images_are_no_training_images_and_channels_come_first():
+    images = np.arange(20 * 2 * 2 * 3, dtype=np.uint8).reshape(20, 2, 2, 3)
+    data = TrainTest(images, np.arange(20), images[:0], np.zeros(0, int), [])
+    train, validation = held_out(data, count=4)
+    assert train.inputs.shape == (16, 3, 2, 2)
+    assert sorted([*train.targets.tolist(), *validation.targets.tolist()]) == list(range(20))
+    for example, label in zip(validation.inputs, validation.targets, strict=True):
+        torch.testing.assert_close(example, torch.tensor(images[label]).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ptb", "shakespeare", "mnist"])
+def test_data_that_is_not_there_is_named(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("FISHERLAYERS_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(DataNotFoundError, match="is not on this machine"):
+        load_task(name)
+
+
+def test_validation_size_limits_the_validation_examples_that_are_evaluated():
+    task = small_task(validation_size=5)
+    assert torch.equal(task.evaluated_validation().inputs, task.validation.inputs[:5])
+    assert len(small_task().evaluated_validation().targets) == 20
 
 
 def test_digits_are_split_by_class_without_overlap():

@@ -29,7 +29,15 @@ class TaskName(StrEnum):
     """The keys of `fisherlayers.race.TASKS`."""
 
     DIGITS = "digits"
+    MNIST = "mnist"
+    MNIST_DEEP = "mnist-deep"
+    MNIST_NARROW = "mnist-narrow"
+    MNIST_NARROW_DEEP = "mnist-narrow-deep"
     FASHION_MNIST = "fashion-mnist"
+    AUTOENCODER = "autoencoder"
+    CIFAR10 = "cifar10"
+    PTB = "ptb"
+    SHAKESPEARE = "shakespeare"
 
 
 class Optimizer(StrEnum):

@@ -1,5 +1,12 @@
-"""Images from files, folders, tables and the standard sets."""
+"""Images from files, folders, tables and the standard sets, and plain texts."""
 
+from fisherlayers.data.cifar10 import CIFAR10_CLASSES as CIFAR10_CLASSES
+from fisherlayers.data.cifar10 import load_cifar10 as load_cifar10
+from fisherlayers.data.corpora import Corpus as Corpus
+from fisherlayers.data.corpora import load_penn_treebank as load_penn_treebank
+from fisherlayers.data.corpora import load_tiny_shakespeare as load_tiny_shakespeare
+from fisherlayers.data.corpora import read_characters as read_characters
+from fisherlayers.data.corpora import read_words as read_words
 from fisherlayers.data.digits import load_digits as load_digits
 from fisherlayers.data.fashion_mnist import FASHION_MNIST as FASHION_MNIST
 from fisherlayers.data.fashion_mnist import load_fashion_mnist as load_fashion_mnist

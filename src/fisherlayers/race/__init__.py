@@ -1,6 +1,6 @@
 """Races: optimizers trained on one task from the same weights with the same batches, compared by steps and seconds."""
 
-from fisherlayers.race.methods import BASES, Method, make_method
+from fisherlayers.race.methods import BASES, CONTENDERS, PEERS, Method, make_method
 from fisherlayers.race.muon import Muon, orthogonalize
 from fisherlayers.race.results import (
     Comparison,
@@ -21,6 +21,8 @@ from fisherlayers.race.tuning import Criterion, Trial, Tuning, draw_learning_rat
 
 __all__ = [
     "BASES",
+    "CONTENDERS",
+    "PEERS",
     "TASKS",
     "Comparison",
     "Criterion",

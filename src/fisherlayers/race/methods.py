@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.race import peers
 from fisherlayers.race.muon import Muon
 
 MakeOptimizers = Callable[[nn.Module, float], list[Optimizer]]
@@ -22,12 +23,14 @@ class Base:
         learning_rate: a usual one.
         learning_rates: lowest and highest learning rate of the search.
         settings: what is fixed, in words.
+        builds_on: the base optimizer that a peer preconditions; empty for base optimizers themselves.
     """
 
     make: MakeOptimizers
     learning_rate: float
     learning_rates: tuple[float, float]
     settings: str
+    builds_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Method:
 
     Attributes:
         name: what tables and figures call it; distinct within a race.
-        base: the name of its base optimizer, a key of `BASES`.
+        base: the name of its base optimizer, a key of `CONTENDERS`.
         optimizer: that base optimizer.
         reconstructed: whether the model is reconstructed before the optimizer gets its parameters.
         options: arguments of `reconstruct` that differ from the library's defaults.
@@ -72,9 +75,11 @@ def _adam(model: nn.Module, learning_rate: float) -> list[Optimizer]:
 
 
 def _muon(model: nn.Module, learning_rate: float) -> list[Optimizer]:
+    # Embeddings are tables of vectors: their authors give them to AdamW.
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = list(model.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    rest = [parameter for parameter in parameters if parameter.ndim < 2]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2 and id(parameter) not in tables]
+    rest = [parameter for parameter in parameters if parameter.ndim < 2 or id(parameter) in tables]
     optimizers: list[Optimizer] = [Muon(matrices, lr=learning_rate)] if matrices else []
     return optimizers + ([AdamW(rest, lr=learning_rate, weight_decay=0.0)] if rest else [])
 
@@ -86,16 +91,37 @@ BASES: dict[str, Base] = {
         _muon,
         3e-3,
         (3e-4, 1e-1),
-        "momentum 0.95, float32 Newton-Schulz, step size on AdamW's scale; AdamW for vectors; no weight decay",
+        "momentum 0.95, float32 Newton-Schulz, step size on AdamW's scale; AdamW for vectors and embeddings; "
+        "no weight decay",
     ),
 }
+
+PEERS: dict[str, Base] = {
+    "AdamW": Base(peers.adamw, 1e-3, (2e-4, 2e-2), "betas 0.9, 0.999; weight decay 0.01"),
+    "SOAP": Base(peers.soap, 3e-3, (3e-4, 3e-2), "pytorch_optimizer: betas 0.95, a new basis every 10 steps", "AdamW"),
+    "Shampoo": Base(
+        peers.shampoo,
+        0.1,
+        (3e-3, 3.0),
+        "pytorch_optimizer's ScalableShampoo: SGD grafting, roots every 20 steps",
+        "SGD",
+    ),
+    "PSGD-Kron": Base(
+        peers.kron, 1e-3, (1e-4, 3e-2), "pytorch_optimizer's Kron: momentum 0.9, its own schedule", "SGD"
+    ),
+    "K-FAC": Base(
+        peers.kfac, 1e-2, (1e-4, 1e-1), "SINGD: dense factors every 10 steps, momentum 0.9, damping 0.001", "SGD"
+    ),
+}
+
+CONTENDERS: dict[str, Base] = BASES | PEERS
 
 
 def make_method(base: str, *, reconstructed: bool = False, **options: Any) -> Method:
     """Return the method with the given base optimizer.
 
     Args:
-        base: a key of `BASES`.
+        base: a key of `CONTENDERS`.
         reconstructed: train the reconstructed model.
         **options: arguments for `reconstruct` other than its defaults; only with `reconstructed`.
 
@@ -105,9 +131,9 @@ def make_method(base: str, *, reconstructed: bool = False, **options: Any) -> Me
     Raises:
         ValueError: an unknown base, or options for a plain method.
     """
-    if base not in BASES:
-        raise ValueError(f"base must be one of {sorted(BASES)}; got {base!r}")
+    if base not in CONTENDERS:
+        raise ValueError(f"base must be one of {sorted(CONTENDERS)}; got {base!r}")
     if options and not reconstructed:
         raise ValueError(f"options are arguments of reconstruct: pass reconstructed=True or drop {sorted(options)}")
     name = f"{base} reconstructed" if reconstructed else base
-    return Method(name, base, BASES[base], reconstructed, options)
+    return Method(name, base, CONTENDERS[base], reconstructed, options)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 EVALUATION_CHUNK = 5000
+Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def run_race(
     learning_rates: Mapping[str, float] | None = None,
     schedule: str = "linear",
     evaluate_every: int | None = None,
+    clock: Clock = "wall",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Race:
     """Train every method with every seed.
@@ -66,6 +69,7 @@ def run_race(
         learning_rates: method name -> learning rate; the base optimizer's usual one for methods not named.
         schedule: of the learning rate over the steps: "constant", "linear" or "cosine".
         evaluate_every: steps between evaluations; a hundredth of the run if not given.
+        clock: as in `train`.
         on_progress: called at every evaluation.
 
     Returns:
@@ -94,6 +98,7 @@ def run_race(
                 steps=steps,
                 schedule=schedule,
                 evaluate_every=evaluate_every,
+                clock=clock,
                 on_point=listen,
             )
         )
@@ -117,6 +122,7 @@ def train(
     steps: int,
     schedule: str = "linear",
     evaluate_every: int | None = None,
+    clock: Clock = "wall",
     on_point: Callable[[Point], None] | None = None,
 ) -> Run:
     """Train one method once; torch's global generator is left as it was.
@@ -129,6 +135,7 @@ def train(
         steps: at least 1.
         schedule: of the learning rate: "constant", "linear" or "cosine", the last two down to zero.
         evaluate_every: steps between evaluations; a hundredth of the run, at least 1, if not given.
+        clock: "wall", or "cpu" for this process's CPU seconds, which other load on the machine changes less.
         on_point: called with every evaluation.
 
     Returns:
@@ -147,7 +154,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, optimizers = method.prepare(task.make_model(), learning_rate)
-        points = _steps(task, model, optimizers, seed, steps, SCHEDULES[schedule], every, on_point)
+        points = _steps(task, model, optimizers, seed, steps, SCHEDULES[schedule], every, clock, on_point)
     losses = [point.train_loss for point in points]
     diverged = points[-1].step < steps or not math.isfinite(losses[-1]) or losses[-1] > losses[0]
     return Run(method.name, method.base, method.reconstructed, seed, learning_rate, diverged, tuple(points))
@@ -161,10 +168,11 @@ def _steps(
     steps: int,
     shape: Callable[[float], float],
     every: int,
+    clock: Clock,
     on_point: Callable[[Point], None] | None,
 ) -> list[Point]:
     schedulers = [LambdaLR(optimizer, lambda step: shape(step / steps)) for optimizer in optimizers]
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(clock)
     points: list[Point] = []
 
     def evaluate(step: int) -> None:
@@ -193,23 +201,27 @@ def _steps(
 
 @dataclass
 class Stopwatch:
-    """Adds up the wall-clock seconds inside its `running` blocks."""
+    """Adds up the seconds inside its `running` blocks, of the wall's clock or of this process's CPU time."""
 
+    clock: Clock = "wall"
     seconds: float = field(default=0.0)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block."""
-        start = time.perf_counter()
+        start = self._now()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            self.seconds += self._now() - start
+
+    def _now(self) -> float:
+        return time.perf_counter() if self.clock == "wall" else time.process_time()
 
 
 def _evaluate(task: Task, model: nn.Module, step: int, seconds: float) -> Point:
     train_loss, _ = _means(task, model, task.evaluated_train())
-    validation_loss, metric = _means(task, model, task.validation)
+    validation_loss, metric = _means(task, model, task.evaluated_validation())
     return Point(step, seconds, train_loss, validation_loss, metric)
 
 
