@@ -9,6 +9,7 @@ import torch
 from fisher_vectors.texture_images import textures
 from fisherlayers.fisher_vectors.color import LocalColorStatistics
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
+from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import join
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
@@ -100,8 +101,8 @@ def test_without_coordinates_the_order_of_descriptors_is_of_no_importance():
 def test_encodings_of_training_images_use_the_projection_of_their_fold(grey):
     network, folds, prepared = grey
     assert sorted(np.bincount(folds)) == [4, 8, 8]
-    encodings = np.empty((20, network.num_features), np.float32)
-    assert encode_images(network, prepared, encodings, folds=folds) == 0
+    encodings, empty = encode_images(network, prepared, folds=folds)
+    assert empty == 0
     for index in (0, 7, 19):
         (batch,) = prepared.batches(indices=[index])
         own = network.encode(prepared.load(batch), fold=int(folds[index]))[0]
@@ -114,10 +115,9 @@ def test_result_does_not_depend_on_the_number_of_threads():
     images, labels = textures(5)
     stores = []
     for n_jobs in (1, 2):
-        network, folds, prepared = fitted(SETTINGS, images, labels, seed=1, n_jobs=n_jobs)
-        store = np.empty((20, network.num_features), np.float32)
-        encode_images(network, prepared, store, folds=folds, n_jobs=n_jobs)
-        stores.append(store)
+        execution = Execution(n_jobs=n_jobs)
+        network, folds, prepared = fitted(SETTINGS, images, labels, seed=1, execution=execution)
+        stores.append(encode_images(network, prepared, folds=folds, execution=execution).rows)
     assert np.array_equal(*stores)
     assert np.isfinite(stores[0]).all()
 
@@ -140,8 +140,7 @@ def test_three_layers():
     images, labels = textures(4)
     settings = replace(SETTINGS.with_depth(3), windows=(2,), step=2)
     network, folds, prepared = fitted(settings, images, labels)
-    store = np.empty((16, network.num_features), np.float32)
-    encode_images(network, prepared, store, folds=folds)
+    store, _ = encode_images(network, prepared, folds=folds)
     assert [len(network.stages), len(network.projections)] == [3, 2]
     np.testing.assert_allclose(np.linalg.norm(store, axis=1), 1, rtol=1e-5)
 
@@ -158,7 +157,12 @@ def test_images_too_small_for_a_layer_have_zeros_there(grey):
 def test_progress_names_every_stage():
     images, labels = textures(3)
     calls = []
-    fitted(replace(SETTINGS, iterations=200), images, labels, progress=lambda *call: calls.append(call))
+    fitted(
+        replace(SETTINGS, iterations=200),
+        images,
+        labels,
+        execution=Execution(progress=lambda *call: calls.append(call)),
+    )
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
     assert stages == [
         "layer 1: descriptors",

@@ -11,8 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from fisherlayers.fisher_vectors import svm
+from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest, svm_path, svm_scores
-from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, as_rows, gram_matrix
+from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, gram_matrix
 
 EXACT = 1e-13
 SOLVERS = ["gram", "primal"]

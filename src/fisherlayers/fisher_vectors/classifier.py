@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor, distributed
 
+from fisherlayers import __version__
 from fisherlayers.fisher_vectors.calibration import probabilities
+from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
+from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.parallel import Progress, map_batches, reporter
+from fisherlayers.fisher_vectors.memory import parse_bytes
+from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.parallel import Progress, in_threads, map_batches, reporter, single_torch_thread
 from fisherlayers.fisher_vectors.persistence import (
     ModelFolderError,
     network_from_tensors,
@@ -27,8 +34,10 @@ from fisherlayers.fisher_vectors.persistence import (
     take,
     write_folder,
 )
-from fisherlayers.fisher_vectors.selection import select_svm
+from fisherlayers.fisher_vectors.processes import Processes
+from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
+from fisherlayers.fisher_vectors.store import Workspace
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 __all__ = ["DeepFisherNetwork"]
@@ -69,16 +78,27 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         iterations: EM iterations.
         flips: Whether training images are also used mirrored.
         C: Cost of the SVM; from several the best on held-out folds is taken.
+        class_weight: Factor of C for the images of each class: ``"balanced"``, label -> factor, or None; as in
+            scikit-learn's ``LinearSVC``. Held-out accuracies are weighted alike.
         cv: Folds for choosing C and for calibrating probabilities. 0 holds nothing out: C must then be one number, and
             probabilities are calibrated on training images, which makes them too sure.
         encoding_dtype: Precision in which the encodings of the training images are held: ``"float32"``, or
             ``"float16"``, which takes half the memory at next to no loss.
         random_state: Seed of all random choices.
-        n_jobs: Threads over batches of images, in joblib's meaning; the result does not depend on it.
+        n_jobs: Workers over batches of images, in joblib's meaning; the result does not depend on it. Threads, unless
+            `joblib.parallel_config` names another backend.
+        memory: What a fit may use for all that grows with the number of images, beside the library itself (about
+            0.4 GB): bytes, or a text such as ``"4GB"``. Encodings that do not fit go to disk; half of the machine's
+            memory if None.
+        workspace: Folder in which finished work is kept as it comes, encodings above all: after a crash, or with
+            another C, the next fit goes on from there. Remove it when it has served. Needs an integer
+            ``random_state``. None keeps nothing; encodings that go to disk then lie in a temporary folder.
+        device: On which descriptors and encodings are computed, as PyTorch names it; the SVM is solved on the CPU.
         verbose: 1 reports each stage on the standard error stream.
 
     Attributes:
-        classes_: Labels in the order of the scores' columns.
+        classes_: Labels in the order of the scores' columns; their positions for several labels an image.
+        multilabel_: Whether an image may have several labels.
         settings_: The settings that were used.
         network_: The fitted `FisherNetwork`.
         coef_: (C, features), one row for two classes.
@@ -123,9 +143,13 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         flips: bool | None = None,
         C: float | Sequence[float] = (0.3, 1.0, 3.0, 10.0),
         cv: int = 3,
+        class_weight: ClassWeight = None,
         encoding_dtype: str = "float32",
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
+        memory: int | str | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
         verbose: int = 0,
     ) -> None:
         self.depth = depth
@@ -151,9 +175,13 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.flips = flips
         self.C = C
         self.cv = cv
+        self.class_weight = class_weight
         self.encoding_dtype = encoding_dtype
         self.random_state = random_state
         self.n_jobs = n_jobs
+        self.memory = memory
+        self.workspace = workspace
+        self.device = device
         self.verbose = verbose
 
     @classmethod
@@ -180,42 +208,74 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return cls(preset="small", **parameters)
 
-    def fit(self, images: Any, y: Any, *, progress: Progress | None = None) -> Self:
+    def fit(
+        self,
+        images: Any,
+        y: Any,
+        *,
+        progress: Progress | None = None,
+        process_group: distributed.ProcessGroup | None = None,
+    ) -> Self:
         """Learn the network and the classifier.
 
         An interrupted fit leaves the estimator as it was. A parameter, an image or labels that cannot be used are named
-        by a ValueError.
+        by a ValueError; a disk that is full by an OSError, which loses no finished work if there is a workspace.
 
         Args:
-            images: A list of arrays or paths, or one array (n, H, W) or (n, H, W, 3).
-            y: Labels, (n,), of at least two classes.
+            images: A list of arrays or paths, one array (n, H, W) or (n, H, W, 3), which may be memory-mapped, or any
+                sequence that makes an image when it is indexed. Images are read when they are needed and never held.
+            y: Labels, (n,), of at least two classes; or 0 and 1, (n, C), for several labels an image, which may be
+                sparse.
             progress: Called as ``progress(stage, done, total)``.
+            process_group: Processes that make the same call with the same images and share its work: every one of them
+                ends with the same model. A group of gloo, such as ``torch.distributed.group.WORLD``.
 
         Returns:
             The classifier itself.
         """
-        costs, images = self._checked_costs(), ImageList(images)
-        classes, labels = _check_labels(y, len(images))
-        settings = self._settings(images)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        report = reporter(self.verbose, progress)
+        costs = self._checked_costs()
+        processes = Processes(process_group)
+        report = reporter(self.verbose, progress) if processes.is_first else None
+        memory = None if self.memory is None else parse_bytes(self.memory)
+        execution = Execution(self.n_jobs, report, memory, None, processes, self.device)
+        with single_torch_thread():
+            return self._fit(ImageList(images, each=execution.each), y, costs, execution)
 
+    def _fit(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> Self:
+        classes, labels = _check_labels(y, len(images))
+        class_weight = self._checked_class_weight(classes, labels)
+        settings = self._settings(images)
+        processes = execution.processes
+        seed = processes.share(int(check_random_state(self.random_state).randint(2**31 - 1)))
         count, images = len(images), _prepared(images, settings)
-        network, folds = fit_network(images, labels, settings, seed=seed, n_jobs=self.n_jobs, progress=report)
-        if settings.flips:
-            images, labels, folds = images.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
-        encodings = np.empty((len(images), network.num_features), dtype=self.encoding_dtype)
-        empty = encode_images(network, images, encodings, folds=folds, n_jobs=self.n_jobs, progress=report)
-        _warn_empty(empty, len(images))
-        if report is not None:
-            report("classifier", 0, 1)
-        svm = select_svm(encodings, labels, costs, folds=self.cv, groups=np.arange(len(images)) % count, seed=seed)
-        if report is not None:
-            report("classifier", 1, 1)
+        with replace(execution, workspace=self._open_workspace(images, labels, settings, seed, processes)) as execution:
+            network, folds = fit_network(images, labels, settings, seed=seed, execution=execution)
+            if settings.flips:
+                copies = (2,) + (1,) * (labels.ndim - 1)
+                images, labels, folds = images.mirrored(), np.tile(labels, copies), np.tile(folds, 2)
+            encoded = encode_images(network, images, folds=folds, dtype=self.encoding_dtype, execution=execution)
+            _warn_empty(encoded.empty, len(images))
+            execution.report("classifier", 0, 1)
+            svm = None
+            if processes.is_first:
+                svm = select_svm(
+                    encoded.rows,
+                    labels,
+                    costs,
+                    folds=self.cv,
+                    groups=np.arange(len(images)) % count,
+                    seed=seed,
+                    class_weight=class_weight,
+                    largest_gram=execution.largest_array,
+                    n_jobs=self.n_jobs,
+                )
+            svm = processes.share(svm)
+            assert svm is not None
+            execution.report("classifier", 1, 1)
         # Training's other projections are of no further use.
         network = replace(network, projections=tuple(p[-1:].clone() for p in network.projections))
 
-        self.classes_ = classes
+        self.classes_, self.multilabel_ = classes, labels.ndim == 2
         self.settings_ = settings
         self.network_ = network
         self.coef_, self.intercept_ = svm.coef, svm.intercept
@@ -232,23 +292,19 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             (n, C), or (n,) for two classes: positive for ``classes_[1]``.
         """
         check_is_fitted(self)
-        prepared = _prepared(ImageList(images), self.settings_)
-        coef, intercept = torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_)
-
-        def score(batch: Batch) -> tuple[Tensor, int]:
-            encodings = self.network_.encode(prepared.load(batch))
-            return encodings @ coef.T + intercept, int((encodings == 0).all(dim=1).sum())
-
-        scores = np.empty((len(prepared), len(intercept)), dtype=np.float32)
+        checked = ImageList(images, each=lambda check, places: in_threads(check, places, n_jobs=self.n_jobs))
+        prepared = _prepared(checked, self.settings_)
+        score = _Score(self.network_, torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_), self.device)
+        scores = np.empty((len(prepared), len(self.intercept_)), dtype=np.float32)
         report = reporter(self.verbose, None)
         empty = 0
         for batch, (rows, zeros) in map_batches(
-            score, prepared.batches(), n_jobs=self.n_jobs, progress=report, stage="predict"
+            score, prepared, prepared.batches(), n_jobs=self.n_jobs, progress=report, stage="predict"
         ):
-            scores[list(batch.indices)] = rows.numpy()
+            scores[list(batch.indices)] = rows
             empty += zeros
         _warn_empty(empty, len(prepared))
-        return scores[:, 0] if len(self.classes_) == 2 else scores
+        return scores[:, 0] if self._has_two_classes else scores
 
     def predict(self, images: Any) -> np.ndarray:
         """Classify images.
@@ -257,9 +313,11 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             images: As for `fit`.
 
         Returns:
-            Labels, (n,).
+            Labels, (n,); or 0 and 1, (n, C), for several labels an image.
         """
         scores = self.decision_function(images)
+        if self.multilabel_:
+            return (scores > 0).astype(int)
         winners = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[winners])
 
@@ -270,12 +328,13 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             images: As for `fit`.
 
         Returns:
-            (n, C) in the order of ``classes_``, rows summing to one.
+            (n, C) in the order of ``classes_``, rows summing to one; for several labels an image, the probability of
+            each label on its own.
         """
         scores = self.decision_function(images)
-        if scores.ndim == 1:
-            scores = np.stack([-scores / 2, scores / 2], axis=1)
-        return probabilities(scores, self.temperature_)
+        if self.multilabel_:
+            return probabilities(two_columns(scores.reshape(-1, 1)), self.temperature_)[:, 1].reshape(scores.shape)
+        return probabilities(two_columns(scores.reshape(len(scores), -1)), self.temperature_)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fitted classifier to a folder: config.json and weights.safetensors, all or nothing.
@@ -291,6 +350,7 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "settings": self.settings_.to_config(),
             "classes": self.classes_.tolist(),
             "class_type": self.classes_.dtype.str,
+            "multilabel": self.multilabel_,
             "C": self.C_,
             "temperature": self.temperature_,
         }
@@ -318,11 +378,12 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model = cls(**config["parameters"])
             model.settings_ = NetworkSettings.from_config(config["settings"])
             model.classes_ = np.array(config["classes"], dtype=np.dtype(config["class_type"]))
+            model.multilabel_ = bool(config.get("multilabel", False))
             model.C_, model.temperature_ = float(config["C"]), float(config["temperature"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFolderError(f"{folder} is damaged: config.json: {error!r}") from error
         model.network_ = network_from_tensors(model.settings_, tensors)
-        rows = 1 if len(model.classes_) == 2 else len(model.classes_)
+        rows = 1 if model._has_two_classes else len(model.classes_)
         model.coef_ = take(tensors, "svm.coef", rows, model.network_.num_features).numpy()
         model.intercept_ = take(tensors, "svm.intercept", rows).numpy()
         if tensors:
@@ -335,6 +396,41 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         tags.no_validation = True
         return tags
+
+    @property
+    def _has_two_classes(self) -> bool:
+        return len(self.classes_) == 2 and not self.multilabel_
+
+    def _checked_class_weight(self, classes: np.ndarray, labels: np.ndarray) -> ClassWeight:
+        weight = self.class_weight
+        if isinstance(weight, Mapping) and labels.ndim == 1:
+            if unknown := sorted(map(str, set(weight) - set(classes.tolist()))):
+                raise ValueError(f"class_weight names labels that y does not have: {', '.join(unknown)}")
+            weight = {index: weight[label] for index, label in enumerate(classes.tolist()) if label in weight}
+        class_weights(weight, labels)
+        return weight
+
+    def _open_workspace(
+        self, images: ImageList, labels: np.ndarray, settings: NetworkSettings, seed: int, processes: Processes
+    ) -> Workspace | None:
+        if self.workspace is None:
+            return None
+        if not isinstance(self.random_state, int | np.integer):
+            raise ValueError(
+                "a workspace finds finished work by its seed: random_state must be an integer, "
+                f"got {self.random_state!r}"
+            )
+        if not processes.is_first:
+            return None
+        identity = {
+            "version": __version__,
+            "images": images.fingerprint,
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+            "settings": settings.to_config(),
+            "seed": seed,
+            "device": self.device,
+        }
+        return Workspace(self.workspace, identity)
 
     def _checked_costs(self) -> tuple[float, ...]:
         costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
@@ -355,12 +451,33 @@ def _prepared(images: ImageList, settings: NetworkSettings) -> ImageList:
     return images.prepared(max_pixels=settings.max_pixels, upsample=settings.upsample, padding=settings.padding)
 
 
+@dataclass(frozen=True)
+class _Score:
+    """The scores of a batch, and how many of its encodings are zero."""
+
+    network: FisherNetwork
+    coef: Tensor
+    intercept: Tensor
+    device: str
+
+    def __call__(self, images: Tensor, batch: Batch) -> tuple[np.ndarray, int]:
+        encodings = self.network.to(self.device).encode(images.to(self.device)).cpu()
+        return (encodings @ self.coef.T + self.intercept).numpy(), int((encodings == 0).all(dim=1).sum())
+
+
 def _check_labels(y: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        raise ValueError(f"y must be a list of labels, one an image, got shape {labels.shape}")
+    # The classes, and class indices (n,), or 0 and 1 (n, C).
+    labels = y.toarray() if issparse(y) else np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = column_or_1d(labels, warn=True)
+    if labels.ndim not in {1, 2}:
+        raise ValueError(f"y must be a list of labels, one an image, or a matrix of 0 and 1, got shape {labels.shape}")
     if len(labels) != count:
         raise ValueError(f"y must hold one label an image, got {len(labels)} labels for {count} images")
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError("y with several columns must hold 0 and 1, a column a label; found other values")
+        return np.arange(labels.shape[1]), labels.astype(np.int64)
     check_classification_targets(labels)
     classes, indices = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -383,4 +500,8 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return None if isinstance(value, np.random.RandomState) else value

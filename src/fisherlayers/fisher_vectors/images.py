@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,23 +39,42 @@ class Batch:
     key: int = 0
 
 
+Check = tuple[tuple[int, int, int], bytes]
+
+
 class ImageList:
-    """Checked access to a list of images, decoded one batch at a time.
+    """Checked access to a list of images, decoded one batch at a time and never held.
 
     Args:
-        images: Arrays (H, W), (H, W, 1) or (H, W, 3), or paths; one array (n, H, W) or (n, H, W, 3) also serves.
-            Integers lie in 0..255 (bytes) or are uint16, floats in [0, 1].
+        images: Arrays (H, W), (H, W, 1) or (H, W, 3), or paths; one array (n, H, W) or (n, H, W, 3), memory-mapped or
+            not, or any sequence that makes an image when it is indexed. Integers lie in 0..255 (bytes) or are uint16,
+            floats in [0, 1].
+        each: Applies the check to all positions, in order; `map` if None. Threads may serve.
+
+    Attributes:
+        shapes: (C, H, W) of every image.
+        fingerprint: SHA-256 of all pixels and shapes.
 
     Raises:
         ValueError: If the list is empty or an image is unreadable, of a wrong shape or has invalid pixels.
         TypeError: If ``images`` is no list of images.
     """
 
-    def __init__(self, images: Any) -> None:
-        self.images: Sequence[Any] = _as_sequence(images)
+    def __init__(
+        self,
+        images: Any,
+        *,
+        each: Callable[[Callable[[int], Check], Sequence[int]], Iterable[Check]] | None = None,
+    ) -> None:
+        self.images: Any = _as_sequence(images)
         self.max_pixels, self.upsample, self.padding = 100_000, 1, 0
         # Everything is decoded once here, so that a bad image is named before the work begins.
-        self.shapes = [tuple(_pixels(image, index).shape) for index, image in enumerate(self.images)]
+        self.shapes, digest = [], hashlib.sha256()
+        for shape, pixels in (each or map)(partial(_check, self.images), range(len(self.images))):
+            self.shapes.append(shape)
+            digest.update(pixels)
+        self.fingerprint = digest.hexdigest()
+        self._originals = len(self.shapes)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -92,6 +113,20 @@ class ImageList:
         """
         images = copy(self)
         images.shapes = self.shapes * 2
+        return images
+
+    def part(self, batch: Batch) -> ImageList:
+        """Leave out all images but those of a batch, for another process to load.
+
+        Args:
+            batch: From `batches`.
+
+        Returns:
+            A list of which only this batch can be loaded.
+        """
+        images = copy(self)
+        images.images = {i: self.images[i] for i in {index % self._originals for index in batch.indices}}
+        images.shapes = []
         return images
 
     def batches(self, *, indices: Sequence[int] | None = None, keys: Sequence[int] | None = None) -> list[Batch]:
@@ -139,9 +174,9 @@ class ImageList:
         return min(height * width * self.upsample**2, self.max_pixels)
 
     def _load(self, index: int) -> Tensor:
-        original = index % len(self.images)
+        original = index % self._originals
         pixels = _pixels(self.images[original], original)
-        if index >= len(self.images):
+        if index >= self._originals:
             pixels = pixels.flip(2)
         if self.upsample > 1:
             pixels = interpolate(pixels[None], scale_factor=self.upsample, mode="bilinear", align_corners=False)[0]
@@ -166,7 +201,15 @@ def _as_sequence(images: Any) -> Any:
         raise TypeError(f"images must be a list of arrays or paths, got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("images is empty: pass at least one image")
-    return images if isinstance(images, list | tuple | np.ndarray) else [images[index] for index in range(len(images))]
+    # A column of a data frame counts by its index, not by position.
+    return images.tolist() if hasattr(images, "iloc") else images
+
+
+def _check(images: Any, index: int) -> Check:
+    pixels = _pixels(images[index], index)
+    channels, height, width = pixels.shape
+    described = f"{pixels.dtype} {channels} {height} {width} ".encode()
+    return (channels, height, width), hashlib.sha256(described + pixels.numpy().tobytes()).digest()
 
 
 def _pixels(image: Any, index: int) -> Tensor:

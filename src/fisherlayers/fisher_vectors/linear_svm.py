@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import Tensor
 
+from fisherlayers.fisher_vectors.class_weights import problem_factors
 from fisherlayers.fisher_vectors.svm import Solver, fit_svm, one_vs_rest, svm_scores
 
 __all__ = ["LinearSVM"]
@@ -84,12 +84,8 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
         class_weight = self._class_weight(classes, indices, weight)
-        targets = one_vs_rest(torch.from_numpy(indices), len(classes))
-        factors = torch.from_numpy(weight)[:, None]
-        if len(classes) == 2:
-            targets, factors = targets[:, 1:], factors * class_weight[indices][:, None]
-        else:
-            factors = factors * torch.where(targets > 0, class_weight, 1.0)
+        targets = one_vs_rest(torch.from_numpy(indices), len(classes))[:, len(classes) == 2 :]
+        factors = torch.from_numpy(weight)[:, None] * problem_factors(targets, indices, class_weight)
         fit = fit_svm(
             rows,
             targets,
@@ -132,10 +128,10 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
 
-    def _class_weight(self, classes: np.ndarray, indices: np.ndarray, weight: np.ndarray) -> Tensor:
+    def _class_weight(self, classes: np.ndarray, indices: np.ndarray, weight: np.ndarray) -> np.ndarray:
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             mass = np.bincount(indices, weight)
             if not (mass > 0).all():
                 raise ValueError("sample_weight must leave some weight in each class for class_weight='balanced'")
-            return torch.from_numpy(mass.sum() / (len(classes) * mass))
-        return torch.from_numpy(compute_class_weight(self.class_weight, classes=classes, y=classes[indices]))
+            return np.asarray(mass.sum() / (len(classes) * mass))
+        return np.asarray(compute_class_weight(self.class_weight, classes=classes, y=classes[indices]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +21,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 __all__ = ["DiagonalMixture", "em_step", "fit_mixture", "log_prob", "log_responsibilities", "responsibilities"]
+
+Total = Callable[[Callable[[Tensor], Tensor], Sequence[Tensor]], Tensor]
 
 # Rows a chunk: a chunk of posteriors (rows x K) should stay in the cache; the gain is a factor of 1.3.
 _CHUNK = 4096
@@ -171,6 +173,7 @@ def em_step(
     variance_floor: Tensor | float = 1e-6,
     min_weight: float = 1e-6,
     chunk: int = _CHUNK,
+    total: Total | None = None,
 ) -> tuple[DiagonalMixture, float]:
     """Take one step of expectation maximisation.
 
@@ -184,23 +187,34 @@ def em_step(
         variance_floor: Smallest variance, positive; (D,) or one number.
         min_weight: Smallest weight before the weights are scaled to sum to one; positive.
         chunk: Rows a matrix product; sums over chunks are kept in float64.
+        total: Sums a function over chunks: in threads or over processes, say; one after the other if None.
 
     Returns:
         The next mixture, and the mean log-likelihood of the descriptors under the one *given*.
     """
     center = mixture.weights @ mixture.means
-    moments = center.new_zeros(mixture.num_components, 1 + 2 * mixture.num_features, dtype=torch.float64)
-    log_likelihood = 0.0
+
+    def statistics(rows: Tensor) -> Tensor:
+        # Moments of every component, (K, 1 + 2 D), and in a last row the log-likelihood.
+        log_joint = _log_joint(mixture, rows)
+        posteriors = _posteriors(log_joint)
+        moments = (posteriors.mT @ _powers(rows - center)).double()
+        # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
+        log_density = log_joint.amax(dim=-1) - posteriors.amax(dim=-1).log()
+        return torch.nn.functional.pad(moments, (0, 0, 0, 1), value=float(log_density.double().sum()))
+
     with torch.no_grad():
-        for rows in torch.split(descriptors, chunk):
-            log_joint = _log_joint(mixture, rows)
-            posteriors = _posteriors(log_joint)
-            moments += posteriors.mT @ _powers(rows - center)
-            # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
-            log_density = log_joint.amax(dim=-1) - posteriors.amax(dim=-1).log()
-            log_likelihood += float(log_density.double().sum())
-        following = _maximize(moments, mixture, center, torch.as_tensor(variance_floor), min_weight)
+        sums = (total or _total)(statistics, torch.split(descriptors, chunk))
+        following = _maximize(sums[:-1], mixture, center, torch.as_tensor(variance_floor), min_weight)
+    log_likelihood = float(sums[-1, 0])
     return following, log_likelihood / len(descriptors)
+
+
+def _total(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Tensor:
+    sums = function(parts[0])
+    for part in parts[1:]:
+        sums += function(part)
+    return sums
 
 
 def _powers(centered: Tensor) -> Tensor:
@@ -236,6 +250,7 @@ def fit_mixture(
     min_weight: float = 1e-6,
     start: DiagonalMixture | None = None,
     chunk: int = _CHUNK,
+    total: Total | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> DiagonalMixture:
     """Fit a diagonal mixture by expectation maximisation from a k-means start.
@@ -251,6 +266,7 @@ def fit_mixture(
         min_weight: Smallest weight of a component, in (0, 1 / K]; keeps F^(-1/2) finite.
         start: Mixture to start EM from instead of k-means.
         chunk: Rows a matrix product.
+        total: As for `em_step`.
         progress: Called after each iteration with (iteration, ``max_iterations``, mean log-likelihood before it).
 
     Returns:
@@ -290,7 +306,7 @@ def fit_mixture(
     previous = -math.inf
     for iteration in range(1, max_iterations + 1):
         mixture, log_likelihood = em_step(
-            mixture, descriptors, variance_floor=floor, min_weight=min_weight, chunk=chunk
+            mixture, descriptors, variance_floor=floor, min_weight=min_weight, chunk=chunk, total=total
         )
         if progress is not None:
             progress(iteration, max_iterations, log_likelihood)

@@ -48,6 +48,22 @@ class FisherStage:
         """Length of the stage's Fisher vector."""
         return 2 * self.mixture.means.numel()
 
+    def to(self, device: torch.device | str) -> FisherStage:
+        """Return the stage on another device.
+
+        Args:
+            device: As for `torch.Tensor.to`.
+
+        Returns:
+            A stage; this one where it is there already.
+        """
+        if self.mixture.means.device == torch.device(device):
+            return self
+        pca = PrincipalComponents.from_tensors({
+            name: tensor.to(device) for name, tensor in self.components.to_tensors().items()
+        })
+        return FisherStage(pca, self.position_weight, self.mixture.to(device))
+
     def prepare(self, grids: Sequence[DescriptorGrid]) -> list[DescriptorGrid]:
         """Reduce descriptors by PCA and append their coordinates.
 
@@ -165,6 +181,22 @@ class FisherNetwork:
         """Length of an image's encoding."""
         stages = (*self.stages, *([] if self.color is None else [self.color]))
         return sum(stage.num_outputs for stage in stages)
+
+    def to(self, device: torch.device | str) -> FisherNetwork:
+        """Return the network on another device.
+
+        Args:
+            device: As for `torch.Tensor.to`.
+
+        Returns:
+            A network; what is there already is not copied.
+        """
+        return FisherNetwork(
+            self.settings,
+            tuple(stage.to(device) for stage in self.stages),
+            tuple(projection.to(device) for projection in self.projections),
+            None if self.color is None else self.color.to(device),
+        )
 
     def grids(self, images: Tensor, *, level: int, fold: int = -1) -> list[DescriptorGrid]:
         """Compute the descriptors that enter a stage, before its PCA.

@@ -1,22 +1,41 @@
-"""Batches of images over threads: one torch thread each, results in order."""
+"""Batches of images over workers: one torch thread each, results in order.
+
+Workers are threads, since the heavy operations release Python's lock, unless the caller has chosen another of joblib's
+backends by `joblib.parallel_config`: processes ("loky"), or Dask and Ray once they are registered. A process gets the
+images of its batches only, and what the function holds once in all.
+"""
 
 from __future__ import annotations
 
+import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
+import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.parallel import get_active_backend
+from torch import Tensor
 
-from fisherlayers.fisher_vectors.images import Batch
+from fisherlayers.fisher_vectors.images import Batch, ImageList
 
-__all__ = ["Progress", "map_batches", "reporter", "single_torch_thread"]
+__all__ = ["Progress", "in_threads", "map_batches", "reporter", "single_torch_thread"]
 
 Progress = Callable[[str, int, int], None]
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Batches a worker in one go where a backend cannot hand results over one by one.
+_WINDOW = 8
+# Functions that this process was sent, by their tokens; the last few are kept.
+_RECEIVED: dict[str, Any] = {}
+_MOST_RECEIVED = 4
 
 
 @contextmanager
@@ -35,18 +54,21 @@ def single_torch_thread() -> Iterator[None]:
 
 
 def map_batches(
-    function: Callable[[Batch], Result],
+    function: Callable[[Tensor, Batch], Result],
+    images: ImageList,
     batches: Sequence[Batch],
     *,
     n_jobs: int | None = None,
     progress: Progress | None = None,
     stage: str = "",
 ) -> Iterator[tuple[Batch, Result]]:
-    """Apply a function to every batch, a few ahead of the consumer.
+    """Load every batch and apply a function to it, a few ahead of the consumer.
 
     Args:
-        function: Runs in a worker thread, without gradients and with one torch thread.
-        batches: What it is applied to.
+        function: (images, batch) -> result, run in a worker without gradients and with one torch thread. Other
+            processes can only be sent what pickles: an instance of a class, say, and arrays as results.
+        images: Where the batches are loaded from.
+        batches: What the function is applied to.
         n_jobs: Workers, in joblib's meaning: None is 1 unless a joblib context says otherwise, -1 all cores.
         progress: Called as ``progress(stage, images done, images in all)``.
         stage: Name of this pass for `progress`.
@@ -55,17 +77,11 @@ def map_batches(
         Each batch with its result, in the order of ``batches``.
     """
     stop = Event()
-
-    def work(batch: Batch) -> Result | None:
-        if stop.is_set():
-            return None
-        with torch.inference_mode():
-            return function(batch)
-
+    work = _Work(function, stop)
     total = sum(len(batch.indices) for batch in batches)
     done = 0
     with single_torch_thread():
-        results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(delayed(work)(b) for b in batches)
+        results = _results(work, [_Part(images, batch) for batch in batches], n_jobs)
         try:
             for batch, result in zip(batches, results, strict=True):
                 done += len(batch.indices)
@@ -77,6 +93,100 @@ def map_batches(
             stop.set()
             for _ in results:
                 pass
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], *, n_jobs: int | None = None
+) -> Iterator[Result]:
+    """Apply a function to items in threads, whatever joblib's backend: for work on arrays that all threads share.
+
+    Args:
+        function: Releases Python's lock for most of its time.
+        items: Taken a few ahead of the consumer.
+        n_jobs: Threads, in joblib's meaning.
+
+    Yields:
+        The results in the order of the items: what is summed over them does not depend on the number of threads.
+    """
+    workers = effective_n_jobs(n_jobs)
+    if workers == 1:
+        yield from map(function, items)
+        return
+
+    def call(item: Item) -> Result:
+        with torch.no_grad():
+            return function(item)
+
+    with single_torch_thread(), ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(call, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Part:
+    """One batch; sent to another process, it takes along its own images only."""
+
+    def __init__(self, images: ImageList, batch: Batch) -> None:
+        self.images, self.batch = images, batch
+
+    def __getstate__(self) -> tuple[ImageList, Batch]:
+        return self.images.part(self.batch), self.batch
+
+    def __setstate__(self, state: tuple[ImageList, Batch]) -> None:
+        self.images, self.batch = state
+
+
+class _Work(Generic[Result]):
+    """The function on a batch; sent to another process, it is packed once and unpacked once.
+
+    The packed form is an array, of which joblib's process backends map one file into all workers.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Batch], Result], stop: Event) -> None:
+        self.function, self.stop = function, stop
+        self._token = uuid4().hex
+        self._packed: np.ndarray | None = None
+
+    def __call__(self, part: _Part) -> Result | None:
+        if self.stop.is_set():
+            return None
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        with torch.inference_mode():
+            return self.function(part.images.load(part.batch), part.batch)
+
+    def __getstate__(self) -> tuple[str, np.ndarray]:
+        if self._packed is None:
+            self._packed = np.frombuffer(pickle.dumps(self.function), dtype=np.uint8)
+        return self._token, self._packed
+
+    def __setstate__(self, state: tuple[str, np.ndarray]) -> None:
+        self._token, self._packed = state
+        self.stop = Event()
+        if self._token not in _RECEIVED:
+            while len(_RECEIVED) >= _MOST_RECEIVED:
+                del _RECEIVED[next(iter(_RECEIVED))]
+            _RECEIVED[self._token] = pickle.loads(self._packed.tobytes())
+        self.function = _RECEIVED[self._token]
+
+
+def _results(work: _Work[Result], parts: Sequence[_Part], n_jobs: int | None) -> Iterator[Any]:
+    backend, _ = get_active_backend(prefer="threads")
+    if backend.supports_return_generator:
+        yield from Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(delayed(work)(p) for p in parts)
+        return
+    with Parallel(n_jobs=n_jobs, prefer="threads") as parallel:
+        window = _WINDOW * effective_n_jobs(n_jobs)
+        for start in range(0, len(parts), window):
+            yield from parallel(delayed(work)(part) for part in parts[start : start + window])
 
 
 def reporter(verbose: int, progress: Progress | None) -> Progress | None:

@@ -162,12 +162,15 @@ def network_tensors(network: FisherNetwork) -> dict[str, Tensor]:
     return tensors
 
 
-def network_from_tensors(settings: NetworkSettings, tensors: dict[str, Tensor]) -> FisherNetwork:
+def network_from_tensors(
+    settings: NetworkSettings, tensors: dict[str, Tensor], *, complete: bool = True
+) -> FisherNetwork:
     """Rebuild a network, taking its tensors out of those of a model.
 
     Args:
         settings: Of the network.
         tensors: From `read_folder`; what remains is not the network's.
+        complete: Whether all layers must be there; if not, those whose tensors are.
 
     Returns:
         The network; `ModelFolderError` is raised if a tensor is missing, misshapen, or has no meaning.
@@ -190,10 +193,13 @@ def network_from_tensors(settings: NetworkSettings, tensors: dict[str, Tensor]) 
             raise ModelFolderError(f"the model is damaged: the mixture of {name!r}: {error}") from error
         return FisherStage(pca, settings.position_weight, mixture)
 
-    stages = tuple(stage(f"stage.{level}") for level in range(settings.depth))
+    def levels(name: str, number: int) -> range:
+        return range(number if complete else sum(name.format(level) in tensors for level in range(number)))
+
+    stages = tuple(stage(f"stage.{level}") for level in levels("stage.{}.weights", settings.depth))
     projections = tuple(
         take(tensors, f"projection.{level}", None, None, stages[level].num_outputs)
-        for level in range(settings.depth - 1)
+        for level in levels("projection.{}", settings.depth - 1)
     )
     color = stage("stage.color") if "stage.color.weights" in tensors else None
     return FisherNetwork(settings, stages, projections, color)

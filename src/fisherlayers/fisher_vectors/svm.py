@@ -17,8 +17,9 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from fisherlayers.fisher_vectors.rows import Rows, as_rows, row_blocks
 from fisherlayers.fisher_vectors.svm_solver import Minimum, minimize_squared_hinge
-from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, WeightSpace, as_rows, row_blocks
+from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, WeightSpace
 
 __all__ = ["SVMFit", "Solver", "fit_svm", "one_vs_rest", "svm_path", "svm_scores"]
 
@@ -64,7 +65,7 @@ def one_vs_rest(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def fit_svm(
-    rows: Tensor | np.ndarray,
+    rows: Rows | np.ndarray,
     targets: Tensor,
     cost: float,
     *,
@@ -106,7 +107,7 @@ def fit_svm(
 
 
 def svm_path(
-    rows: Tensor | np.ndarray,
+    rows: Rows | np.ndarray,
     targets: Tensor,
     costs: Sequence[float],
     *,
@@ -116,6 +117,8 @@ def svm_path(
     max_steps: int = 100,
     solver: Solver = "auto",
     block_rows: int | None = None,
+    largest_gram: int | None = None,
+    n_jobs: int | None = None,
 ) -> list[SVMFit]:
     """Solve `fit_svm`'s problems for several C, each from the solution of the next smaller one.
 
@@ -129,6 +132,8 @@ def svm_path(
         max_steps: As in `fit_svm`, for each C.
         solver: As in `fit_svm`.
         block_rows: As in `fit_svm`.
+        largest_gram: Bytes that the Gram matrix may take with ``"auto"``; 1.6 GB if None, and never more.
+        n_jobs: Threads over blocks, in joblib's meaning; the result does not depend on it.
 
     Returns:
         One result for each of ``costs``, in their order.
@@ -153,15 +158,19 @@ def svm_path(
     factors = _checked_factors(sample_weight, signs)
     _check_finite(matrix, block_rows)
 
-    use_gram = solver == "gram" or (solver == "auto" and len(matrix) <= min(_LARGEST_GRAM, 2 * matrix.shape[1]))
+    fits_memory = largest_gram is None or 4 * len(matrix) ** 2 <= largest_gram
+    pays = fits_memory and len(matrix) <= min(_LARGEST_GRAM, 2 * matrix.shape[1])
+    use_gram = solver == "gram" or (solver == "auto" and pays)
     space: WeightSpace = (
-        GramSpace(matrix, bias=bias) if use_gram else RowSpace(matrix, bias=bias, block_rows=block_rows)
+        GramSpace(matrix, bias=bias, n_jobs=n_jobs)
+        if use_gram
+        else RowSpace(matrix, bias=bias, block_rows=block_rows, n_jobs=n_jobs)
     )
     vector = None
     fits = {}
     for cost in sorted(set(costs)):
         if vector is None and not use_gram and len(matrix) > _SAMPLED_START:
-            vector = _solve_sample(matrix, signs, cost * factors, bias, block_rows, max_steps)
+            vector = _solve_sample(matrix, signs, cost * factors, bias, block_rows, max_steps, n_jobs)
         minimum = minimize_squared_hinge(
             space, signs, cost * factors, start=vector, tolerance=tolerance, max_steps=max_steps
         )
@@ -179,7 +188,7 @@ def svm_path(
 
 
 def svm_scores(
-    rows: Tensor | np.ndarray, weights: Tensor, intercepts: Tensor, *, block_rows: int | None = None
+    rows: Rows | np.ndarray, weights: Tensor, intercepts: Tensor, *, block_rows: int | None = None
 ) -> Tensor:
     """Return x·w + b for all rows, block by block.
 
@@ -199,26 +208,32 @@ def svm_scores(
 
 
 def _solve_sample(
-    matrix: Tensor, signs: Tensor, costs: Tensor, bias: float, block_rows: int | None, max_steps: int
+    matrix: Rows,
+    signs: Tensor,
+    costs: Tensor,
+    bias: float,
+    block_rows: int | None,
+    max_steps: int,
+    n_jobs: int | None,
 ) -> Tensor:
     # Every fourth row, counted four times, and roughly: a start at a quarter of the price.
-    matrix, signs, costs = (t[::_SAMPLE_STRIDE] for t in (matrix, signs, _SAMPLE_STRIDE * costs))
+    matrix, signs, costs = matrix[::_SAMPLE_STRIDE], signs[::_SAMPLE_STRIDE], _SAMPLE_STRIDE * costs[::_SAMPLE_STRIDE]
     start = None
     if len(matrix) > _SAMPLED_START:
-        start = _solve_sample(matrix, signs, costs, bias, block_rows, max_steps)
-    space = RowSpace(matrix, bias=bias, block_rows=block_rows)
+        start = _solve_sample(matrix, signs, costs, bias, block_rows, max_steps, n_jobs)
+    space = RowSpace(matrix, bias=bias, block_rows=block_rows, n_jobs=n_jobs)
     return minimize_squared_hinge(
         space, signs, costs, start=start, tolerance=_SAMPLE_TOLERANCE, max_steps=max_steps
     ).vector
 
 
-def _as_fit(space: WeightSpace, minimum: Minimum, matrix: Tensor) -> SVMFit:
+def _as_fit(space: WeightSpace, minimum: Minimum, matrix: Rows) -> SVMFit:
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     weights, intercepts = space.weights(minimum.vector)
     return SVMFit(weights.to(dtype), intercepts.to(dtype), minimum.objectives, minimum.gaps, minimum.steps)
 
 
-def _checked_targets(targets: Tensor, matrix: Tensor) -> Tensor:
+def _checked_targets(targets: Tensor, matrix: Rows) -> Tensor:
     if targets.ndim != 2 or len(targets) != len(matrix) or targets.numel() == 0:
         raise ValueError(f"targets must have shape ({len(matrix)}, P), got {tuple(targets.shape)}")
     if not bool(((targets == 0) | (targets.abs() == 1)).all()):
@@ -241,7 +256,7 @@ def _checked_factors(sample_weight: Tensor | None, signs: Tensor) -> Tensor:
     return signs.abs() * weight
 
 
-def _check_finite(matrix: Tensor, block_rows: int | None) -> None:
+def _check_finite(matrix: Rows, block_rows: int | None) -> None:
     for place, block in row_blocks(matrix, block_rows):
         # A sum is not finite if a term is not; it is far cheaper than looking at each.
         if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):

@@ -15,64 +15,25 @@ P problems are solved side by side, so every product is a matrix product. The bi
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-__all__ = ["GramSpace", "RowSpace", "WeightSpace", "as_rows", "row_blocks"]
+from fisherlayers.fisher_vectors.parallel import in_threads
+from fisherlayers.fisher_vectors.rows import Rows, read_block, row_blocks, row_places
 
-# A block of rows is used twice in a row (X v, then Xᵀ u): it should stay in the cache in between.
-_BLOCK_BYTES = 16 * 2**20
+__all__ = ["GramSpace", "RowSpace", "WeightSpace"]
+
+Result = TypeVar("Result")
+
 # Blocks in which fewer rows count are gathered before they are multiplied.
 _DENSE_SHARE = 0.6
-
-
-def as_rows(rows: Tensor | np.ndarray) -> Tensor:
-    """Wrap rows as a tensor without copying them, be they in memory or a memory-mapped file.
-
-    Args:
-        rows: (n, F), of float16, bfloat16, float32 or float64.
-
-    Returns:
-        A tensor on the same memory. It must only be read.
-
-    Raises:
-        TypeError: If the type is not one of those.
-        ValueError: If the shape does not fit or there is nothing in it.
-    """
-    if isinstance(rows, np.ndarray):
-        if rows.dtype not in {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}:
-            raise TypeError(f"rows must be of float16, float32 or float64, got {rows.dtype}: convert them first")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            rows = torch.from_numpy(rows)
-    if not rows.dtype.is_floating_point:
-        raise TypeError(f"rows must be of float16, bfloat16, float32 or float64, got {rows.dtype}: convert them first")
-    if rows.ndim != 2 or rows.numel() == 0:
-        raise ValueError(f"rows must have shape (n, F) and not be empty, got {tuple(rows.shape)}")
-    return rows
-
-
-def row_blocks(rows: Tensor, block_rows: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """Cut rows into blocks that fit the cache, in a type that matrix products like.
-
-    Args:
-        rows: (n, F).
-        block_rows: Rows a block; None chooses 16 MiB.
-
-    Yields:
-        The rows' positions, and the block: float64 if ``rows`` is, else float32.
-    """
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    size = block_rows or max(16, _BLOCK_BYTES // (rows.shape[1] * dtype.itemsize))
-    for start in range(0, len(rows), size):
-        stop = min(start + size, len(rows))
-        yield slice(start, stop), rows[start:stop].to(dtype)
+# A block of the rows of which a Gram matrix is made: large, for the product's sake, but no burden on the memory.
+_GRAM_BLOCK_BYTES = 128 * 2**20
 
 
 class WeightSpace(ABC):
@@ -160,13 +121,17 @@ class RowSpace(WeightSpace):
         rows: (n, F) from `as_rows`.
         bias: The constant appended to every row; 0 for none.
         block_rows: Rows a block; None chooses 16 MiB.
+        n_jobs: Threads over blocks; the result does not depend on it.
     """
 
-    def __init__(self, rows: Tensor, *, bias: float = 1.0, block_rows: int | None = None) -> None:
+    def __init__(
+        self, rows: Rows, *, bias: float = 1.0, block_rows: int | None = None, n_jobs: int | None = None
+    ) -> None:
         self.num_rows = len(rows)
         self._rows = rows
         self._bias = bias
         self._block_rows = block_rows
+        self._n_jobs = n_jobs
 
     @override
     def zeros(self, num_problems: int) -> Tensor:
@@ -174,25 +139,22 @@ class RowSpace(WeightSpace):
 
     @override
     def scores(self, vector: Tensor) -> Tensor:
-        scores = torch.empty(self.num_rows, vector.shape[1], dtype=torch.float64, device=vector.device)
-        for place, block in row_blocks(self._rows, self._block_rows):
-            scores[place] = self._block_scores(block, vector)
-        return scores
+        return torch.cat(list(self._over_blocks(lambda _, block: self._block_scores(block, vector))))
 
     @override
     def combine(self, coefficients: Tensor) -> Tensor:
-        total = self.zeros(coefficients.shape[1])
-        for place, block in row_blocks(self._rows, self._block_rows):
-            self._add(total, *_used_rows(block, coefficients[place]))
-        return total
+        def part(place: slice, block: Tensor) -> tuple[Tensor, Tensor]:
+            return self._combined(*_used_rows(block, coefficients[place]))
+
+        return self._sum(part, coefficients)
 
     @override
     def curve(self, vector: Tensor, curvature: Tensor) -> Tensor:
-        total = self.zeros(curvature.shape[1])
-        for place, block in row_blocks(self._rows, self._block_rows):
+        def part(place: slice, block: Tensor) -> tuple[Tensor, Tensor]:
             used, curvatures = _used_rows(block, curvature[place])
-            self._add(total, used, curvatures * self._block_scores(used, vector))
-        return total
+            return self._combined(used, curvatures * self._block_scores(used, vector))
+
+        return self._sum(part, curvature)
 
     @override
     def dot(self, left: Tensor, right: Tensor) -> Tensor:
@@ -205,10 +167,21 @@ class RowSpace(WeightSpace):
     def _block_scores(self, block: Tensor, vector: Tensor) -> Tensor:
         return (block @ vector[:-1].to(block.dtype)).double().add_(vector[-1], alpha=self._bias)
 
-    def _add(self, total: Tensor, block: Tensor, coefficients: Tensor) -> None:
+    def _combined(self, block: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         # (P, B) @ (B, F) in row-major order is twice as fast as (F, B) @ (B, P).
-        total[:-1] += (coefficients.T.contiguous().to(block.dtype) @ block).T
-        total[-1] += self._bias * coefficients.sum(dim=0)
+        weights = (coefficients.T.contiguous().to(block.dtype) @ block).T
+        return weights, self._bias * coefficients.sum(dim=0)
+
+    def _over_blocks(self, function: Callable[[slice, Tensor], Result]) -> Iterator[Result]:
+        places = row_places(self._rows, self._block_rows)
+        return in_threads(lambda place: function(place, read_block(self._rows, place)), places, n_jobs=self._n_jobs)
+
+    def _sum(self, function: Callable[[slice, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+        total = self.zeros(like.shape[1])
+        for weights, bias in self._over_blocks(function):
+            total[:-1] += weights
+            total[-1] += bias
+        return total
 
 
 class GramSpace(WeightSpace):
@@ -217,14 +190,18 @@ class GramSpace(WeightSpace):
     Args:
         rows: (n, F) from `as_rows`.
         bias: The constant appended to every row; 0 for none.
-        block_rows: Rows a block of the Gram matrix; None chooses 2,048.
+        block_rows: Rows a block of the Gram matrix; None chooses up to 2,048.
+        n_jobs: Threads over blocks; the result does not depend on it.
     """
 
-    def __init__(self, rows: Tensor, *, bias: float = 1.0, block_rows: int | None = None) -> None:
+    def __init__(
+        self, rows: Rows, *, bias: float = 1.0, block_rows: int | None = None, n_jobs: int | None = None
+    ) -> None:
         self.num_rows = len(rows)
         self._rows = rows
         self._bias = bias
-        self._gram = gram_matrix(rows, bias=bias, block_rows=block_rows)
+        self._n_jobs = n_jobs
+        self._gram = gram_matrix(rows, bias=bias, block_rows=block_rows, n_jobs=n_jobs)
 
     @override
     def zeros(self, num_problems: int) -> Tensor:
@@ -248,29 +225,34 @@ class GramSpace(WeightSpace):
 
     @override
     def weights(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        in_rows = RowSpace(self._rows, bias=self._bias)
+        in_rows = RowSpace(self._rows, bias=self._bias, n_jobs=self._n_jobs)
         return in_rows.weights(in_rows.combine(vector[0]))
 
 
-def gram_matrix(rows: Tensor, *, bias: float = 0.0, block_rows: int | None = None) -> Tensor:
+def gram_matrix(rows: Rows, *, bias: float = 0.0, block_rows: int | None = None, n_jobs: int | None = None) -> Tensor:
     """Return X Xᵀ + bias², computing each pair of blocks once.
 
     Args:
         rows: (n, F) from `as_rows`.
         bias: The constant appended to every row.
-        block_rows: Rows a block; None chooses 2,048.
+        block_rows: Rows a block; None chooses up to 2,048, fewer where rows are long.
+        n_jobs: Threads over pairs of blocks; the result does not depend on it.
 
     Returns:
         (n, n), float64 if ``rows`` is, else float32.
     """
-    size = block_rows or 2048
+    size = block_rows or min(2048, max(256, _GRAM_BLOCK_BYTES // (4 * rows.shape[1])))
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     gram = torch.empty(len(rows), len(rows), dtype=dtype, device=rows.device)
     for place, block in row_blocks(rows, size):
-        for other, other_block in row_blocks(rows[: place.stop], size):
-            products = block @ other_block.T
+
+        def multiply(other: slice, place: slice = place, block: Tensor = block) -> None:
+            products = block @ read_block(rows, other).T
             gram[place, other] = products
             gram[other, place] = products.T
+
+        for _ in in_threads(multiply, row_places(rows[: place.stop], size), n_jobs=n_jobs):
+            pass
     return gram.add_(bias**2)
 
 

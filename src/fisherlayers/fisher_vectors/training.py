@@ -2,26 +2,27 @@
 
 For each layer: PCA and mixture from a sample of the descriptors that reach it, then, if another layer follows, the
 projection W from the globally pooled Fisher vectors of labelled images. Every pass streams the images; only samples
-and encodings are held.
+and encodings are held, and the latter on disk where they are too large. `execution` says where all of it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
+from fisherlayers.fisher_vectors.execution import Encoded, Execution
 from fisherlayers.fisher_vectors.images import Batch, ImageList
 from fisherlayers.fisher_vectors.mixture import fit_mixture
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_extractor, reduce_descriptors
-from fisherlayers.fisher_vectors.parallel import Progress, map_batches
 from fisherlayers.fisher_vectors.pca import fit_pca
+from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
 from fisherlayers.fisher_vectors.projection import learn_projection
+from fisherlayers.fisher_vectors.rows import StoredRows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["encode_images", "fit_network"]
@@ -30,33 +31,23 @@ __all__ = ["encode_images", "fit_network"]
 _SAMPLE_IMAGES = 4000
 
 
-Grids = list[DescriptorGrid]
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True)
 class _Task:
-    """What every pass over the images needs."""
+    """What every step of the fit needs."""
 
     images: ImageList
+    labels: np.ndarray
     settings: NetworkSettings
-    folds: np.ndarray
     seed: int
-    n_jobs: int | None
-    progress: Progress | None
+    execution: Execution
+    sample: np.ndarray
+    learners: np.ndarray
+    folds: np.ndarray
 
-    def each(
-        self, function: Callable[[Tensor, Batch], Result], indices: Sequence[int], stage: str
-    ) -> Iterator[tuple[Batch, Result]]:
-        """Return the results of a function on the chosen images, batch by batch."""
-        batches = self.images.batches(indices=indices, keys=self.folds.tolist())
-        return map_batches(
-            lambda batch: function(self.images.load(batch), batch),
-            batches,
-            n_jobs=self.n_jobs,
-            progress=self.progress,
-            stage=stage,
-        )
+    def remember(self, name: str, compute: Callable[[], FisherNetwork]) -> FisherNetwork:
+        """Return the network of a finished step, or take the step."""
+        tensors = self.execution.remember(name, lambda: network_tensors(compute()))
+        return network_from_tensors(self.settings, tensors, complete=False)
 
 
 def fit_network(
@@ -65,98 +56,133 @@ def fit_network(
     settings: NetworkSettings,
     *,
     seed: int = 0,
-    n_jobs: int | None = None,
-    progress: Progress | None = None,
+    execution: Execution | None = None,
 ) -> tuple[FisherNetwork, np.ndarray]:
     """Learn the stages and projections of a network.
 
     Args:
         images: n images, already set to be prepared as ``settings`` say.
-        labels: Class indices 0 .. C - 1, (n,).
+        labels: Class indices 0 .. C - 1, (n,); or for several labels an image 0 and 1, (n, C).
         settings: Depth, sizes and the rest. The colour stream is learned if ``settings.color`` and an image has colour.
         seed: Of every random choice.
-        n_jobs: Worker threads over batches of images.
-        progress: Called as ``progress(stage, done, total)``.
+        execution: How it is run; in this thread and in memory if None.
 
     Returns:
         The network, and for each image the fold of its W: -1 where no W was learned on it.
     """
     rng = np.random.default_rng(seed)
     folds = np.full(len(images), -1)
+    strata = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=int)
+    learners = np.arange(0)
     if settings.depth > 1:
-        learners = _stratified(labels, settings.projection_images, rng)
+        learners = _stratified(strata, settings.projection_images, rng)
         if settings.cross_fit > 1:
-            for members in (learners[labels[learners] == label] for label in np.unique(labels)):
+            for members in (learners[strata[learners] == label] for label in np.unique(strata)):
                 # The only image of a class is learned from in every fold.
                 folds[members] = np.arange(len(members)) % settings.cross_fit if len(members) > 1 else -1
-    sample = _stratified(labels, _SAMPLE_IMAGES, rng)
-    task = _Task(images, settings, folds, seed, n_jobs, progress)
+    sample = _stratified(strata, _SAMPLE_IMAGES, rng)
+    task = _Task(images, labels, settings, seed, execution or Execution(), sample, learners, folds)
 
     network = FisherNetwork(settings, stages=())
     for level in range(settings.depth):
-        name = f"layer {level + 1}"
 
-        def grids(batch_images: Tensor, batch: Batch, level: int = level, network: FisherNetwork = network) -> Grids:
-            return network.grids(batch_images, level=level, fold=batch.key)
+        def add_stage(network: FisherNetwork = network, level: int = level) -> FisherNetwork:
+            return replace(network, stages=(*network.stages, _fit_stage(task, network, level)))
 
-        stage = _fit_stage(
-            task, grids, sample, settings.components[level], settings.dimensions[level], name=name, salt=level
-        )
-        network = replace(network, stages=(*network.stages, stage))
+        network = task.remember(f"layer-{level + 1}", add_stage)
         if level + 1 < settings.depth:
-            projection = _fit_projection(task, network, labels, learners, level)
-            network = replace(network, projections=(*network.projections, projection))
+
+            def add_projection(network: FisherNetwork = network, level: int = level) -> FisherNetwork:
+                return replace(network, projections=(*network.projections, _fit_projection(task, network, level)))
+
+            network = task.remember(f"projection-{level + 1}", add_projection)
     if settings.color and images.has_color:
-        extract = color_extractor(settings)
-        stage = _fit_stage(
-            task,
-            lambda batch_images, _: extract(batch_images.expand(-1, 3, -1, -1)),
-            sample,
-            settings.color_components,
-            settings.color_dimensions,
-            name="colour",
-            salt=settings.depth,
-        )
-        network = replace(network, color=stage)
+        grey = network
+        network = task.remember("colour", lambda: replace(grey, color=_fit_stage(task, grey, None)))
     return network, folds
 
 
 def encode_images(
     network: FisherNetwork,
     images: ImageList,
-    store: np.ndarray,
     *,
     folds: np.ndarray | None = None,
-    n_jobs: int | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Encode all images into the rows of a store.
+    dtype: str = "float32",
+    execution: Execution | None = None,
+) -> Encoded:
+    """Encode all images.
 
     Args:
         network: A fitted network.
         images: n images, set to be prepared as the network's settings say.
-        store: (n, `network.num_features`), any floating type; may be memory-mapped.
         folds: Fold of each image's W; -1 for all if None.
-        n_jobs: Worker threads over batches of images.
-        progress: Called as ``progress("encode", done, total)``.
+        dtype: In which the encodings are kept.
+        execution: How it is run; in this thread and in memory if None.
 
     Returns:
-        The number of images too small for a single descriptor; their rows are zero.
+        (n, `network.num_features`), and the number of images too small for a single descriptor; their rows are zero.
     """
-    keys = None if folds is None else folds.tolist()
-    batches = images.batches(keys=keys) if keys is not None else images.batches(keys=[-1] * len(images))
-    results = map_batches(
-        lambda batch: network.encode(images.load(batch), fold=batch.key),
-        batches,
-        n_jobs=n_jobs,
-        progress=progress,
-        stage="encode",
-    )
-    empty = 0
-    for batch, encodings in results:
-        store[list(batch.indices)] = encodings.numpy()
-        empty += int((encodings == 0).all(dim=1).sum())
-    return empty
+    keys = np.full(len(images), -1) if folds is None else folds
+    execution = execution or Execution()
+    encode = _Encode(network, execution.device)
+    return execution.rows("encodings", encode, images, network.num_features, keys=keys, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The multi-layer descriptors of a batch."""
+
+    network: FisherNetwork
+    device: str
+
+    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
+        return self.network.to(self.device).encode(images.to(self.device), fold=batch.key).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Global hard-assignment Fisher vectors of one layer: what W is learned on."""
+
+    network: FisherNetwork
+    level: int
+    device: str
+
+    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
+        network = self.network.to(self.device)
+        stage = network.stages[self.level]
+        grids = stage.prepare(network.grids(images.to(self.device), level=self.level, fold=batch.key))
+        return stage.encode(grids, assignment="hard", power=False).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Random descriptors, with their positions, of each image; those of colour if `level` is None."""
+
+    network: FisherNetwork
+    level: int | None
+    device: str
+    seed: tuple[int, ...]
+    per_image: int
+
+    def __call__(self, images: Tensor, batch: Batch) -> list[np.ndarray]:
+        rows = torch.cat(
+            [
+                torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
+                for g in self._grids(images.to(self.device), batch)
+            ],
+            dim=1,
+        )
+        chosen = []
+        for image, index in zip(rows.cpu().numpy(), batch.indices, strict=True):
+            # A generator an image: the sample depends neither on the batches nor on the order of the workers.
+            rng = np.random.default_rng((*self.seed, index))
+            chosen.append(image[rng.permutation(len(image))[: self.per_image]])
+        return chosen
+
+    def _grids(self, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
+        if self.level is None:
+            return color_extractor(self.network.settings)(images.expand(-1, 3, -1, -1))
+        return self.network.to(self.device).grids(images, level=self.level, fold=batch.key)
 
 
 def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -171,40 +197,22 @@ def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return np.sort(np.concatenate(chosen))
 
 
-def _fit_stage(
-    task: _Task,
-    grids: Callable[[Tensor, Batch], Grids],
-    sample: np.ndarray,
-    components: int,
-    dimensions: int,
-    *,
-    name: str,
-    salt: int,
-) -> FisherStage:
-    # PCA and mixture from random descriptors of the sampled images.
-    settings = task.settings
-    per_image = -(-settings.training_descriptors // len(sample))
-
-    def draw(images: Tensor, batch: Batch) -> list[Tensor]:
-        levels = grids(images, batch)
-        rows = torch.cat(
-            [
-                torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
-                for g in levels
-            ],
-            dim=1,
-        )
-        chosen = []
-        for image, index in zip(rows, batch.indices, strict=True):
-            # A generator an image: the sample depends neither on the batches nor on the order of the threads.
-            rng = np.random.default_rng((task.seed, salt, index))
-            chosen.append(image[rng.permutation(len(image))[:per_image]])
-        return chosen
-
-    drawn: dict[int, Tensor] = {}
-    for batch, rows in task.each(draw, sample.tolist(), f"{name}: descriptors"):
-        drawn |= zip(batch.indices, rows, strict=True)
-    everything = torch.cat([drawn[index] for index in sorted(drawn)])
+def _fit_stage(task: _Task, network: FisherNetwork, level: int | None) -> FisherStage:
+    # PCA and mixture of a layer, or of the colour stream, from random descriptors of the sampled images.
+    settings, execution = task.settings, task.execution
+    if level is None:
+        name, salt = "colour", settings.depth
+        components, dimensions = settings.color_components, settings.color_dimensions
+    else:
+        name, salt = f"layer {level + 1}", level
+        components, dimensions = settings.components[level], settings.dimensions[level]
+    per_image = -(-settings.training_descriptors // len(task.sample))
+    draw = _Draw(network, level, execution.device, (task.seed, salt), per_image)
+    batches = task.images.batches(indices=task.sample.tolist(), keys=task.folds.tolist())
+    drawn: dict[int, np.ndarray] = {}
+    for batch, found in execution.map(draw, task.images, batches, f"{name}: descriptors"):
+        drawn |= zip(batch.indices, found, strict=True)
+    everything = torch.from_numpy(np.concatenate([drawn.pop(index) for index in sorted(drawn)])).to(execution.device)
     descriptors, positions = everything[:, :-2], everything[:, -2:]
     if len(descriptors) <= components:
         raise ValueError(
@@ -213,40 +221,43 @@ def _fit_stage(
         )
     pca = fit_pca(descriptors, min(dimensions, descriptors.shape[1]))
     reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight)
-    progress = task.progress
+    start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0)
     mixture = fit_mixture(
         reduced,
         components,
-        seed=task.seed + salt,
         max_iterations=settings.iterations,
-        progress=None if progress is None else lambda done, total, _: progress(f"{name}: mixture", done, total),
+        start=execution.processes.share(start),
+        total=execution.total,
+        progress=lambda done, total, _: execution.report(f"{name}: mixture", done, total),
     )
-    if progress is not None:
-        # Expectation maximisation may have converged before the last iteration.
-        progress(f"{name}: mixture", settings.iterations, settings.iterations)
-    return FisherStage(pca, settings.position_weight, mixture)
+    # Expectation maximisation may have converged before the last iteration.
+    execution.report(f"{name}: mixture", settings.iterations, settings.iterations)
+    return FisherStage(pca, settings.position_weight, mixture).to("cpu")
 
 
-def _fit_projection(
-    task: _Task, network: FisherNetwork, labels: np.ndarray, learners: np.ndarray, level: int
-) -> Tensor:
+def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
     """Return W learned on global hard Fisher vectors, (F, h, 2 K D): see `learn_projection`."""
-    settings = task.settings
-    stage = network.stages[level]
-
-    def pool(images: Tensor, batch: Batch) -> Tensor:
-        grids = stage.prepare(network.grids(images, level=level, fold=batch.key))
-        return stage.encode(grids, assignment="hard", power=False)
-
-    encodings = torch.empty(len(learners), stage.num_outputs)
-    place = {index: row for row, index in enumerate(learners.tolist())}
-    for batch, rows in task.each(pool, learners.tolist(), f"layer {level + 1}: projection"):
-        encodings[[place[index] for index in batch.indices]] = rows
-    return learn_projection(
-        encodings,
-        torch.as_tensor(labels[learners]),
-        torch.as_tensor(task.folds[learners]),
-        kind=settings.projection,
-        size=settings.projection_size,
-        cost=settings.projection_cost,
+    settings, execution, learners = task.settings, task.execution, task.learners
+    encoded = execution.rows(
+        f"pooled-{level + 1}",
+        _Pool(network, level, execution.device),
+        task.images,
+        network.stages[level].num_outputs,
+        indices=learners,
+        keys=task.folds,
+        stage=f"layer {level + 1}: projection",
     )
+    projection = None
+    if execution.processes.is_first:
+        rows = encoded.rows
+        projection = learn_projection(
+            rows.to(torch.float32) if isinstance(rows, StoredRows) else torch.from_numpy(rows),
+            torch.as_tensor(task.labels[learners]),
+            torch.as_tensor(task.folds[learners]),
+            kind=settings.projection,
+            size=settings.projection_size,
+            cost=settings.projection_cost,
+        )
+    shared = execution.processes.share(projection)
+    assert shared is not None
+    return shared
