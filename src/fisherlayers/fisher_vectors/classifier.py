@@ -18,7 +18,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, distributed
 
-from fisherlayers import __version__
 from fisherlayers.fisher_vectors.calibration import probabilities
 from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
 from fisherlayers.fisher_vectors.execution import Execution
@@ -423,7 +422,6 @@ class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not processes.is_first:
             return None
         identity = {
-            "version": __version__,
             "images": images.fingerprint,
             "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
             "settings": settings.to_config(),

@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +216,11 @@ class Workspace:
 
     Args:
         folder: Of all entries; created.
-        identity: What the work depends on, as JSON can hold it.
+        identity: What the work depends on beside the release of this library, as JSON can hold it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
-        text = json.dumps({**identity, "store": _VERSION}, sort_keys=True)
+        text = json.dumps({**identity, "store": _VERSION, "release": version("fisherlayers")}, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:32]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
