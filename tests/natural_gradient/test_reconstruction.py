@@ -160,19 +160,6 @@ class TestWhatIsLeftAlone:
             warnings.simplefilter("error")
             reconstruct(model)
 
-    def test_attention_reads_its_output_projection_past_the_layer(self):
-        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        with pytest.warns(UserWarning, match=r"self_attn \(MultiheadAttention\), self_attn.out_proj"):
-            reconstruct(model)
-        inputs = torch.randn(4, 5, 8)
-        optimizer = sgd(model)
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(inputs).square().mean().backward()
-            optimizer.step()
-        assert fisher_of(model.linear1).refreshed_at >= 0
-        assert fisher_of(model.self_attn.out_proj) is None
-
     def test_shared_and_parametrized_weights(self):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
         model[1].weight = model[0].weight

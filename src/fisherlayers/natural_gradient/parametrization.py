@@ -231,8 +231,13 @@ class FisherWeight(nn.Module):
         """Add inputs to the pending sums; a batch that is not finite is passed over.
 
         Args:
-            rows: What the weight is multiplied with, (N, D), or (groups, N, D); more than ``max_rows`` are thinned out.
+            rows: What the weight is multiplied with, (N, D), or (groups, N, D), which splits a weight without groups;
+                more than ``max_rows`` are thinned out.
         """
+        if rows.ndim > 2 and self.layout.groups == 1:
+            self.split(len(rows))
+        if rows.ndim == 2 and self.layout.groups > 1:
+            rows = rows.expand(self.layout.groups, *rows.shape)
         index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
         rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
         with torch.autocast(rows.device.type, enabled=False):
@@ -255,6 +260,23 @@ class FisherWeight(nn.Module):
         count = pending.number.flatten()[0]
         self.information.update_from_moment(pending.sums / count, count, new_step=self.observed_at != self.steps)
         self.observed_at = self.steps
+
+    @torch.no_grad()
+    def split(self, groups: int) -> None:
+        """Give each of several blocks of outputs an information and a root of its own; for now they are all the same.
+
+        Args:
+            groups: How many blocks of equal size; the layout must have no groups yet.
+        """
+        self.layout = self.layout._replace(groups=groups)
+        self.information.batch_shape = (groups,)
+        for module in (self, self.information, self.root):
+            for name, buffer in module.named_buffers(recurse=False):
+                if name != "count":
+                    setattr(module, name, buffer.expand(groups, *buffer.shape).clone())
+        if self.pending is not None:
+            self.pending = Moments(*(tensor.expand(groups, *tensor.shape).clone() for tensor in self.pending))
+        self._factors = self._latest = None
 
     def refreshed(self) -> Coordinates | None:
         """Return the coordinates that the information asks for.
@@ -296,6 +318,16 @@ class FisherWeight(nn.Module):
             state: As ``get_extra_state`` returned it.
         """
         self.steps, self.observed_at, self.refreshed_at = state.tolist()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mean = state_dict.get(prefix + "mean")
+        if isinstance(mean, Tensor) and mean.ndim > self.mean.ndim:
+            self.split(len(mean))
+        elif isinstance(mean, Tensor) and mean.ndim < self.mean.ndim:  # saved before the split
+            for key, value in state_dict.items():
+                if key.startswith(prefix) and value.is_floating_point() and not key.endswith(".count"):
+                    state_dict[key] = value.expand(self.layout.groups, *value.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._factors = self.pending = None

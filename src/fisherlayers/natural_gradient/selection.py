@@ -56,7 +56,6 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
     held = {name: _places(modules[name], rule) for name, rule in rules.items()}
     # A weight inside another module is read past that module's own forward, which would never observe an input.
     inner = {names[place.host] for name, places in held.items() for _, place in places if names[place.host] != name}
-    inner |= {name for name in rules if isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)}
     choices, left_alone, covered = [], [], set()
     for name, module in modules.items():
         if is_host(module):

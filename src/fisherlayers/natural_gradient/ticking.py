@@ -108,10 +108,9 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             due[name] = fisher
     if not due:
         return
-    settings = next(iter(due.values())).settings
-    device = next(iter(due.values())).mean.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        rows = observation.rule.input_rows(layer, Call(args, kwargs, settings.max_rows))
+    max_rows = next(iter(due.values())).settings.max_rows
+    with torch.no_grad():
+        rows = observation.rule.input_rows(layer, Call(args, kwargs, max_rows))
         for name, fisher in due.items():
             if isinstance(rows.get(name), Tensor):
                 fisher.observe(rows[name])

@@ -1,7 +1,8 @@
 """The kinds of layers, one file each: which weights they have, and which inputs these weights meet."""
 
+from fisherlayers.natural_gradient.rules.attention import AttentionRule
 from fisherlayers.natural_gradient.rules.convolution import ConvolutionRule
 from fisherlayers.natural_gradient.rules.linear import LinearRule
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule, rule_of
 
-__all__ = ["Call", "ConvolutionRule", "LinearRule", "Rule", "Weight", "register_rule", "rule_of"]
+__all__ = ["AttentionRule", "Call", "ConvolutionRule", "LinearRule", "Rule", "Weight", "register_rule", "rule_of"]

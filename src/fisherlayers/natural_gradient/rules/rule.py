@@ -68,8 +68,8 @@ class Rule(ABC):
     def input_rows(self, layer: nn.Module, call: Call) -> Mapping[str, Tensor]:
         """Return what each weight is multiplied with in a call that is about to happen.
 
-        It runs before the layer's forward, without gradients and outside autocast, at observed steps only. It must
-        leave the layer, its arguments and the random state as they are.
+        It runs before the layer's forward, at observed steps only, without gradients and with autocast as in the call.
+        It must leave the layer, its arguments and the random state as they are.
 
         Args:
             layer: The layer.
@@ -77,7 +77,8 @@ class Rule(ABC):
 
         Returns:
             Rows (N, D) by the weight's name, or (groups, N, D) for a layout with several groups; weights that are left
-            out are not observed this time.
+            out are not observed this time. Rows (groups, N, D) for a layout without groups give every block of outputs
+            an information of its own from then on.
         """
 
 
