@@ -8,6 +8,7 @@ import torch
 from fisherlayers.information import DenseInformation, DiagonalInformation, FisherInformation, KroneckerInformation
 from fisherlayers.inverse_root import RootError, inverse_square_root
 from fisherlayers.layer import (
+    BlockRoot,
     DenseRoot,
     DiagonalRoot,
     FisherLayer,
@@ -172,3 +173,21 @@ def test_errors():
     for function in (root_of, lambda information, damping: identity_root(information)):
         with pytest.raises(TypeError, match="must be dense, diagonal or Kronecker, got Unknown"):
             function(Unknown(), damping=0.1)
+
+
+@pytest.mark.parametrize(("blocks", "width", "size"), [(1, 6, 6), (3, 2, 6), (3, 2, 5), (2, 4, 5)])
+def test_a_block_root_is_the_root_of_the_block_diagonal_matrix(blocks, width, size):
+    rows = correlated(50, size=blocks * width)
+    rows[:, size:] = 0  # the surplus of the last block
+    parts = [rows[:, start : start + width] for start in range(0, blocks * width, width)]
+    covariance = torch.stack([part.T @ part / 50 + torch.eye(width, dtype=torch.float64) for part in parts])
+    root = BlockRoot(inverse_square_root(covariance), size)
+    whole = torch.block_diag(*covariance)[:size, :size]
+    torch.testing.assert_close(root.dense() @ whole @ root.dense(), torch.eye(size, dtype=torch.float64))
+    torch.testing.assert_close(root.multiply(rows[:, :size]), rows[:, :size] @ root.dense())
+    torch.testing.assert_close(root.solve(root.multiply(rows[:, :size])), rows[:, :size])
+
+
+def test_blocks_that_do_not_cover_the_coordinates_are_refused():
+    with pytest.raises(ValueError, match=r"blocks .* of 9 coordinates"):
+        BlockRoot(torch.eye(2).repeat(4, 1, 1), 9)

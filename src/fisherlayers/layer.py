@@ -29,6 +29,7 @@ from fisherlayers.inverse_root import (
 )
 
 __all__ = [
+    "BlockRoot",
     "DenseRoot",
     "DiagonalRoot",
     "FisherLayer",
@@ -171,6 +172,72 @@ class LowRankRoot(Root):
     def _combine(self, rows: Tensor, gains: Tensor, scale: Tensor) -> Tensor:
         excess = (gains - scale.unsqueeze(-1)).unsqueeze(-2)
         return scale[..., None, None] * rows + ((rows @ self.basis) * excess) @ self.basis.mT
+
+
+class BlockRoot(Root):
+    """A block-diagonal root: coordinates far apart are treated as if they were independent.
+
+    For quantities so wide that D² numbers are too many: B blocks of width k take D k, both verbs 2 N D k operations.
+
+    Args:
+        matrices: The blocks of F^(-1/2), (B, k, k), each symmetric.
+        num_features: D, more than (B - 1) k and at most B k; the last block does not couple its surplus to the rest.
+
+    Raises:
+        ValueError: If the blocks do not cover D coordinates in this way.
+    """
+
+    matrices: Tensor
+
+    def __init__(self, matrices: Tensor, num_features: int) -> None:
+        super().__init__()
+        blocks, width = matrices.shape[0], matrices.shape[-1]
+        if matrices.ndim != 3 or not (blocks - 1) * width < num_features <= blocks * width:
+            raise ValueError(f"matrices must be blocks (B, k, k) of {num_features} coordinates, got {matrices.shape}")
+        self.num_features = num_features
+        self.register_buffer("matrices", matrices)
+
+    @override
+    def multiply(self, rows: Tensor) -> Tensor:
+        return joined(blocks_of(rows, *self.matrices.shape[:2]) @ self.matrices, self.num_features)
+
+    @override
+    def solve(self, rows: Tensor) -> Tensor:
+        parts = blocks_of(rows, *self.matrices.shape[:2])
+        return joined(torch.linalg.solve(self.matrices, parts, left=False), self.num_features)
+
+    @override
+    def dense(self) -> Tensor:
+        whole: Tensor = torch.block_diag(*self.matrices)  # type: ignore[no-untyped-call]
+        return whole[: self.num_features, : self.num_features]
+
+
+def blocks_of(rows: Tensor, blocks: int, width: int) -> Tensor:
+    """Cut rows into blocks of coordinates.
+
+    Args:
+        rows: (N, D).
+        blocks: B.
+        width: k; B k is at least D.
+
+    Returns:
+        (B, N, k), the last block filled up with zeros.
+    """
+    surplus = blocks * width - rows.shape[-1]
+    return torch.nn.functional.pad(rows, (0, surplus)).reshape(-1, blocks, width).transpose(0, 1)
+
+
+def joined(parts: Tensor, size: int) -> Tensor:
+    """Undo ``blocks_of``.
+
+    Args:
+        parts: (B, N, k).
+        size: D.
+
+    Returns:
+        (N, D).
+    """
+    return parts.transpose(0, 1).flatten(1)[:, :size]
 
 
 class KroneckerRoot(Root):
