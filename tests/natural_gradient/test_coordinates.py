@@ -20,6 +20,10 @@ OUT, D = 3, 5
 
 def coordinates(kind, seed):
     generator = torch.Generator().manual_seed(seed)
+    if kind == "two-sided":
+        factor = torch.randn(OUT, OUT, generator=generator)
+        output = DenseRoot(factor @ factor.T / OUT + 0.1 * torch.eye(OUT))
+        return coordinates("low rank", seed)._replace(output=output)
     mean = torch.randn(D, generator=generator)
     if kind == "low rank":
         basis = torch.linalg.qr(torch.randn(D, 2, generator=generator))[0]
@@ -35,7 +39,12 @@ def transform(given):
     return torch.cat([top, torch.cat([torch.zeros(D), torch.ones(1)])[None]], 0)
 
 
-@pytest.fixture(params=["dense", "low rank"])
+def left(given):
+    """T, with [W b] = T [W' d] M."""
+    return torch.eye(OUT) if given.output is None else given.output.dense()
+
+
+@pytest.fixture(params=["dense", "low rank", "two-sided"])
 def pair(request):
     return coordinates(request.param, 1), coordinates(request.param, 2)
 
@@ -47,14 +56,15 @@ def joined(weight, bias):
 def test_values_map_by_m(pair):
     weight, bias = torch.randn(OUT, D), torch.randn(OUT)
     plain = value_to_plain(weight, bias, pair[0])
-    torch.testing.assert_close(joined(*plain), joined(weight, bias) @ transform(pair[0]))
+    torch.testing.assert_close(joined(*plain), left(pair[0]) @ joined(weight, bias) @ transform(pair[0]))
     torch.testing.assert_close(joined(*value_from_plain(*plain, pair[0])), joined(weight, bias))
 
 
 def test_gradients_map_by_the_inverse_transpose(pair):
     weight, bias = torch.randn(OUT, D), torch.randn(OUT)
     plain = gradient_to_plain(weight, bias, pair[0])
-    torch.testing.assert_close(joined(*plain), joined(weight, bias) @ torch.linalg.inv(transform(pair[0])).T)
+    expected = torch.linalg.solve(left(pair[0]), joined(weight, bias)) @ torch.linalg.inv(transform(pair[0])).T
+    torch.testing.assert_close(joined(*plain), expected)
     torch.testing.assert_close(joined(*gradient_from_plain(*plain, pair[0])), joined(weight, bias))
 
 
@@ -92,11 +102,11 @@ def test_a_change_of_coordinates_moves_no_plain_value_and_keeps_the_pairing_with
 
 
 def test_without_bias_only_the_root_acts(pair):
-    given = Coordinates(pair[0].root, torch.zeros(D))
+    given = pair[0]._replace(mean=torch.zeros(D))
     weight = torch.randn(OUT, D)
     plain, bias = value_to_plain(weight, None, given)
     assert bias is None
-    torch.testing.assert_close(plain, weight @ given.root.dense())
+    torch.testing.assert_close(plain, left(given) @ weight @ given.root.dense())
     torch.testing.assert_close(value_from_plain(plain, None, given)[0], weight)
     torch.testing.assert_close(gradient_to_plain(gradient_from_plain(weight, None, given)[0], None, given)[0], weight)
 

@@ -96,7 +96,8 @@ def _translate(host: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
             for reader in fisher.readers:
                 if reader.host is host and reader.bias in moved and shift is not None:
                     bias = moved[reader.bias].clone()
-                    Bias(bias, reader.part).view_of(bias).add_(shift.flatten())
+                    view = Bias(bias, reader.part).view_of(bias)
+                    view.copy_(fisher.unmixed_bias(view) + shift.flatten())
                     moved[reader.bias] = bias
         own = f"{prefix}parametrizations."
         inner = {key: value for key, value in host.state_dict(prefix=prefix).items() if key.startswith(own)}

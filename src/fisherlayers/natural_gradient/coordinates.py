@@ -9,6 +9,9 @@ Mᵀ M = E[x̃ x̃ᵀ]^(-1), x̃ = [x; 1]: gradient descent on (W', d) is descen
 information of the homogeneous input. Values map by M, gradients and everything linear in them (momentum) by M^(-T);
 both maps and their inverses are exact solves.
 
+A second root T may stand on the output side: [W b] = T [W' d] M, that is W = T W' S and b = T d - W μ. Descent on
+(W', d) is then descent on [W b] preconditioned by T T on the left as well.
+
 Rows are (..., out, D) and biases (..., out), where leading dimensions are the groups of a convolution. A bias of None
 is a layer without bias, or one whose bias is not trained: then the mean must be zero.
 """
@@ -25,8 +28,14 @@ __all__ = [
     "Coordinates",
     "change_gradient",
     "change_value",
+    "exchanged_gradient",
+    "exchanged_value",
     "gradient_from_plain",
     "gradient_to_plain",
+    "mixed",
+    "mixed_bias",
+    "unmixed",
+    "unmixed_bias",
     "value_from_plain",
     "value_to_plain",
 ]
@@ -35,10 +44,11 @@ Rows = tuple[Tensor, Tensor | None]
 
 
 class Coordinates(NamedTuple):
-    """Root S, (..., D, D) in its own structure, and mean μ, (..., D), of a layer's input."""
+    """Root S, (..., D, D) in its own structure, and mean μ, (..., D), of a layer's input; root T, (..., out, out)."""
 
     root: Root
     mean: Tensor
+    output: Root | None = None
 
 
 def value_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Rows:
@@ -50,10 +60,12 @@ def value_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates
         coordinates: Root and mean.
 
     Returns:
-        W = W' S and b = d - W μ.
+        W = T W' S and b = T d - W μ.
     """
-    plain = multiply(coordinates.root, weight)
-    return plain, None if bias is None else bias - _times(plain, coordinates.mean)
+    plain = mixed(coordinates.output, multiply(coordinates.root, weight))
+    if bias is None:
+        return plain, None
+    return plain, mixed_bias(coordinates.output, bias) - _times(plain, coordinates.mean)
 
 
 def value_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Rows:
@@ -65,9 +77,12 @@ def value_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinat
         coordinates: Root and mean.
 
     Returns:
-        W' = W S^(-1) and d = b + W μ.
+        W' = T^(-1) W S^(-1) and d = T^(-1) (b + W μ).
     """
-    return solve(coordinates.root, weight), None if bias is None else bias + _times(weight, coordinates.mean)
+    moved = unmixed(coordinates.output, solve(coordinates.root, weight))
+    if bias is None:
+        return moved, None
+    return moved, unmixed_bias(coordinates.output, bias + _times(weight, coordinates.mean))
 
 
 def gradient_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Rows:
@@ -79,10 +94,13 @@ def gradient_to_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordina
         coordinates: Root and mean.
 
     Returns:
-        G = G' S^(-1) + g μᵀ and g.
+        G = T^(-1) G' S^(-1) + T^(-1) g μᵀ and T^(-1) g.
     """
-    plain = solve(coordinates.root, weight)
-    return plain if bias is None else plain + _outer(bias, coordinates.mean), bias
+    plain = unmixed(coordinates.output, solve(coordinates.root, weight))
+    if bias is None:
+        return plain, None
+    bias = unmixed_bias(coordinates.output, bias)
+    return plain + _outer(bias, coordinates.mean), bias
 
 
 def gradient_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Rows:
@@ -94,14 +112,15 @@ def gradient_from_plain(weight: Tensor, bias: Tensor | None, coordinates: Coordi
         coordinates: Root and mean.
 
     Returns:
-        G' = (G - g μᵀ) S and g.
+        G' = T (G - g μᵀ) S and T g.
     """
     centred = weight if bias is None else weight - _outer(bias, coordinates.mean)
-    return multiply(coordinates.root, centred), bias
+    moved = mixed(coordinates.output, multiply(coordinates.root, centred))
+    return moved, None if bias is None else mixed_bias(coordinates.output, bias)
 
 
 def change_value(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coordinates) -> Rows:
-    """Re-express a value: [W' d] M_old M_new^(-1), so that W and b stay.
+    """Re-express a value: T_new^(-1) T_old [W' d] M_old M_new^(-1), so that W and b stay.
 
     Args:
         weight: W' in the old coordinates, (..., out, D).
@@ -112,12 +131,15 @@ def change_value(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coo
     Returns:
         (W', d) in the new coordinates.
     """
-    plain = multiply(old.root, weight)
-    return solve(new.root, plain), None if bias is None else bias + _times(plain, new.mean - old.mean)
+    plain = unmixed(new.output, mixed(old.output, multiply(old.root, weight)))
+    moved = solve(new.root, plain)
+    if bias is None:
+        return moved, None
+    return moved, exchanged_value(bias, old.output, new.output) + _times(plain, new.mean - old.mean)
 
 
 def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coordinates) -> Rows:
-    """Re-express a gradient, or a buffer that is linear in gradients: [G' g] M_old^(-T) M_newᵀ.
+    """Re-express a gradient, or a buffer that is linear in gradients: T_new T_old^(-1) [G' g] M_old^(-T) M_newᵀ.
 
     Args:
         weight: G' in the old coordinates, (..., out, D).
@@ -131,7 +153,88 @@ def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: 
     plain = solve(old.root, weight)  # without g μᵀ of the old mean, which the new mean's replaces
     if bias is not None:
         plain = torch.addcmul(plain, bias.unsqueeze(-1), (old.mean - new.mean).unsqueeze(-2))
-    return multiply(new.root, plain), bias
+        bias = exchanged_gradient(bias, old.output, new.output)
+    return mixed(new.output, unmixed(old.output, multiply(new.root, plain))), bias
+
+
+def mixed(output: Root | None, rows: Tensor) -> Tensor:
+    """Return T rows.
+
+    Args:
+        output: T; None is the identity.
+        rows: (..., out, D).
+
+    Returns:
+        (..., out, D).
+    """
+    return rows if output is None else multiply(output, rows.mT).mT
+
+
+def unmixed(output: Root | None, rows: Tensor) -> Tensor:
+    """Return T^(-1) rows.
+
+    Args:
+        output: T; None is the identity.
+        rows: (..., out, D).
+
+    Returns:
+        (..., out, D).
+    """
+    return rows if output is None else solve(output, rows.mT).mT
+
+
+def mixed_bias(output: Root | None, bias: Tensor) -> Tensor:
+    """Return T d.
+
+    Args:
+        output: T; None is the identity.
+        bias: (..., out).
+
+    Returns:
+        (..., out).
+    """
+    return mixed(output, bias.unsqueeze(-1)).squeeze(-1)
+
+
+def unmixed_bias(output: Root | None, bias: Tensor) -> Tensor:
+    """Return T^(-1) b.
+
+    Args:
+        output: T; None is the identity.
+        bias: (..., out).
+
+    Returns:
+        (..., out).
+    """
+    return unmixed(output, bias.unsqueeze(-1)).squeeze(-1)
+
+
+def exchanged_value(bias: Tensor, old: Root | None, new: Root | None) -> Tensor:
+    """Return T_new^(-1) T_old d: a bias in new coordinates, but for what the mean takes from it.
+
+    Args:
+        bias: d, (..., out).
+        old: T of the coordinates to leave; None is the identity.
+        new: T of the coordinates to enter.
+
+    Returns:
+        (..., out).
+    """
+    return unmixed_bias(new, mixed_bias(old, bias))
+
+
+def exchanged_gradient(bias: Tensor, old: Root | None, new: Root | None) -> Tensor:
+    """Return T_new T_old^(-1) g: a gradient by d in new coordinates.
+
+    Args:
+        bias: g, (..., out).
+        old: T of the coordinates to leave; None is the identity.
+        new: T of the coordinates to enter.
+
+    Returns:
+        (..., out).
+    """
+    return mixed_bias(new, unmixed_bias(old, bias))
 
 
 def _times(weight: Tensor, mean: Tensor) -> Tensor:

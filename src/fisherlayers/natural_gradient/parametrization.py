@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fisherlayers.information import DenseInformation
 from fisherlayers.layer import LowRankRoot, Root, identity_root
-from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.coordinates import Coordinates, mixed, mixed_bias, unmixed, unmixed_bias
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.products import (
@@ -88,6 +88,8 @@ class _Read(NamedTuple):
 class FisherWeight(nn.Module):
     """The parametrization W = W' S of a weight, with the information of the inputs that it is multiplied with.
 
+    Subclasses may add a root T on the output side, W = T W' S (``output``), and follow other statistics.
+
     The scores are s = [x - origin; 1] for inputs x, where the origin is the mean of the first batch: it keeps the
     covariance accurate in float32 when the mean is large. A forward pass adds to ``pending``, raw sums; the next
     optimizer step enters them into the information at once (``absorb``), so that the batches of a step, or of several
@@ -103,6 +105,7 @@ class FisherWeight(nn.Module):
     mean: Tensor
     shift: Tensor
     root: Root
+    output: Root | None
 
     def __init__(self, reader: Reader, layout: Layout, settings: Settings) -> None:
         super().__init__()
@@ -116,6 +119,7 @@ class FisherWeight(nn.Module):
         shape = tuple(batch_shape)
         self.information = DenseInformation(size + 1, decay=settings.decay, batch_shape=shape, **like)
         self.root = identity_root(DenseInformation(size, batch_shape=shape, **like), rank=settings.rank)
+        self.output = None
         self.register_buffer("origin", torch.zeros(*shape, size, **like))
         self.register_buffer("mean", torch.zeros(*shape, size, **like))
         self.register_buffer("shift", torch.zeros(*shape, size, **like))  # mean S: b = d - W' shift
@@ -128,7 +132,7 @@ class FisherWeight(nn.Module):
         self.refreshed_at = -1
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return W = W' S.
+        """Return W = T W' S.
 
         Args:
             weight: W', as the module holds it.
@@ -139,11 +143,11 @@ class FisherWeight(nn.Module):
         rows = self.layout.rows(weight).to(self.mean.dtype)
         if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
             product, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
-            plain = self.layout.tensor(product, weight.shape)
+            plain = self.layout.tensor(mixed(self.output, product), weight.shape)
             plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
             self._latest = _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
             return plain
-        return self.layout.tensor(multiply(self.root, rows), weight.shape).to(weight.dtype)
+        return self.layout.tensor(mixed(self.output, multiply(self.root, rows)), weight.shape).to(weight.dtype)
 
     def offset(self, weight: Tensor) -> Tensor:
         """Return W' S μ = W' · shift; free of charge just after ``forward``, as a layer reads weight and bias.
@@ -162,7 +166,7 @@ class FisherWeight(nn.Module):
         return (rows @ self.shift.unsqueeze(-1)).flatten()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return W' = W S^(-1), and shift d so that assigning to the weight leaves the bias b.
+        """Return W' = T^(-1) W S^(-1), and shift d so that assigning to the weight leaves the bias b.
 
         Args:
             weight: W, as the module holds it.
@@ -170,7 +174,7 @@ class FisherWeight(nn.Module):
         Returns:
             W', of the same shape and dtype.
         """
-        rows = solve(self.root, self.layout.rows(weight).to(self.mean.dtype))
+        rows = unmixed(self.output, solve(self.root, self.layout.rows(weight).to(self.mean.dtype)))
         biases = self.biases()
         if biases:
             before = self.layout.rows(self.weight).to(self.mean.dtype)
@@ -178,6 +182,31 @@ class FisherWeight(nn.Module):
             for bias in biases:
                 bias.view_of(bias.parameter).add_(change)
         return self.layout.tensor(rows, weight.shape).to(weight.dtype)
+
+    def mixed_bias(self, bias: Tensor) -> Tensor:
+        """Return T d.
+
+        Args:
+            bias: d, (out,).
+
+        Returns:
+            (out,).
+        """
+        return bias if self.output is None else mixed_bias(self.output, self._entries(bias)).flatten()
+
+    def unmixed_bias(self, bias: Tensor) -> Tensor:
+        """Return T^(-1) b.
+
+        Args:
+            bias: b, (out,).
+
+        Returns:
+            (out,).
+        """
+        return bias if self.output is None else unmixed_bias(self.output, self._entries(bias)).flatten()
+
+    def _entries(self, bias: Tensor) -> Tensor:
+        return self.layout.entries(bias).to(self.mean.dtype)
 
     def _shifted_factors(self, root: LowRankRoot) -> Factors:
         # The versions count writes in place: by a refresh, or by load_state_dict.
@@ -204,7 +233,7 @@ class FisherWeight(nn.Module):
     @property
     def coordinates(self) -> Coordinates:
         """Root and mean in use."""
-        return Coordinates(self.root, self.mean)
+        return Coordinates(self.root, self.mean, self.output)
 
     @property
     def centred(self) -> bool:
@@ -296,10 +325,12 @@ class FisherWeight(nn.Module):
         """Use new coordinates from now on; whoever calls this re-expresses W' and d.
 
         Args:
-            coordinates: Root, of the structure of the one in use, and mean.
+            coordinates: Roots, of the structure of those in use, and mean.
         """
-        for mine, new in zip(self.root.buffers(), coordinates.root.buffers(), strict=True):
-            mine.copy_(new)
+        for mine, new in ((self.root, coordinates.root), (self.output, coordinates.output)):
+            if mine is not None and new is not None:
+                for buffer, value in zip(mine.buffers(), new.buffers(), strict=True):
+                    buffer.copy_(value)
         self.mean.copy_(coordinates.mean)
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
@@ -342,7 +373,7 @@ class FisherWeight(nn.Module):
 
 
 class FisherBias(nn.Module):
-    """The parametrization b = d - W' S μ of the bias next to a ``FisherWeight``, or next to several.
+    """The parametrization b = T d - W μ of the bias next to a ``FisherWeight``, or next to several without T.
 
     Args:
         host: The module whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
@@ -364,7 +395,7 @@ class FisherBias(nn.Module):
         Returns:
             b, of the same shape and dtype.
         """
-        return (bias - self._offset(bias)).to(bias.dtype)
+        return self._fisher.mixed_bias(bias - self._offset(bias)).to(bias.dtype)
 
     def right_inverse(self, bias: Tensor) -> Tensor:
         """Return d.
@@ -375,7 +406,12 @@ class FisherBias(nn.Module):
         Returns:
             d, of the same shape and dtype.
         """
-        return (bias + self._offset(bias)).to(bias.dtype)
+        return (self._fisher.unmixed_bias(bias) + self._offset(bias)).to(bias.dtype)
+
+    @property
+    def _fisher(self) -> FisherWeight:
+        # The first of the weights: only a bias that belongs to one weight alone has a root on its side.
+        return cast("FisherWeight", fisher_of(self._host[0], self._weights[0][0]))
 
     def _offset(self, bias: Tensor) -> Tensor:
         offsets = []

@@ -120,7 +120,7 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
         The same model.
     """
     for fisher in list(fisher_weights(model)):
-        plain = plain_coordinates(fisher.root, fisher.mean)
+        plain = plain_coordinates(fisher.coordinates)
         move(fisher, plain, () if optimizer is None else (optimizer,))
     for module in list(model.modules()):
         unwatch(module)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
-from fisherlayers.layer import DenseRoot, LowRankRoot, Root
+from fisherlayers.layer import DenseRoot, DiagonalRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 
 __all__ = ["input_coordinates", "plain_coordinates"]
@@ -75,21 +75,25 @@ def _scaled(root: Root, c: Tensor, dtype: torch.dtype) -> Root:
     return DenseRoot((root.dense() * c[..., None, None]).to(dtype))
 
 
-def plain_coordinates(root: Root, mean: Tensor) -> Coordinates:
+def plain_coordinates(given: Coordinates) -> Coordinates:
     """Return the coordinates of a plain layer, W' = W and d = b.
 
     Args:
-        root: Gives the structure, size, device and dtype.
-        mean: Gives the shape of the mean.
+        given: Structure, size, device and dtype.
 
     Returns:
-        The identity root, in the structure of ``root``, and a zero mean.
+        Identity roots, in the structure of those given, and a zero mean.
     """
-    zero = torch.zeros_like(mean)
+    output = None if given.output is None else _identity(given.output)
+    return Coordinates(_identity(given.root), torch.zeros_like(given.mean), output)
+
+
+def _identity(root: Root) -> Root:
     if isinstance(root, LowRankRoot):
-        ones = LowRank(torch.ones_like(root.scale), root.basis, torch.ones_like(root.gains))
-        return Coordinates(LowRankRoot(ones), zero)
-    return Coordinates(DenseRoot(torch.diag_embed(torch.ones_like(mean))), zero)
+        return LowRankRoot(LowRank(torch.ones_like(root.scale), root.basis, torch.ones_like(root.gains)))
+    if isinstance(root, DiagonalRoot):
+        return DiagonalRoot(torch.ones_like(root.gains))
+    return DenseRoot(torch.eye(root.dense().shape[-1]).to(root.dense()).expand_as(root.dense()).clone())
 
 
 def _trace(matrix: Tensor) -> Tensor:

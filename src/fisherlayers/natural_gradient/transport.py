@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fisherlayers.natural_gradient.coordinates import Coordinates, change_gradient, change_value
+from fisherlayers.natural_gradient.coordinates import (
+    Coordinates,
+    change_gradient,
+    change_value,
+    exchanged_gradient,
+    exchanged_value,
+)
 from fisherlayers.natural_gradient.parametrization import Bias, FisherWeight
 
 __all__ = ["move"]
@@ -73,8 +79,11 @@ def _move_gradient(fisher: FisherWeight, new: Coordinates, weight: Tensor, biase
     rows = fisher.layout.rows(weight).to(fisher.mean.dtype)
     entries = [fisher.layout.entries(bias).to(rows) for bias in biases]
     together = torch.stack(entries).sum(0) if len(entries) > 1 else entries[0] if entries else None
-    moved, _ = change_gradient(rows, together, fisher.coordinates, new)  # the bias's gradient stays as it is
+    moved, _ = change_gradient(rows, together, fisher.coordinates, new)
     weight.copy_(fisher.layout.tensor(moved, weight.shape))
+    if fisher.output is not None:  # without it the bias's gradient stays as it is
+        for bias, entry in zip(biases, entries, strict=True):
+            bias.copy_(exchanged_gradient(entry, fisher.output, new.output).flatten())
 
 
 def _move_value(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor]) -> None:
@@ -82,4 +91,7 @@ def _move_value(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: 
     moved, shift = change_value(rows, torch.zeros_like(rows[..., 0]), fisher.coordinates, new)
     weight.copy_(fisher.layout.tensor(moved, weight.shape))
     for bias in biases:
+        if fisher.output is not None:
+            entry = fisher.layout.entries(bias).to(rows)
+            bias.copy_(exchanged_value(entry, fisher.output, new.output).flatten())
         bias.add_(cast("Tensor", shift).flatten())
