@@ -75,7 +75,7 @@ def test_training_moves_the_mixture_and_keeps_it_one():
     maps[labels == 1] *= 2
     layer = FisherVectorLayer.from_descriptors(maps.permute(0, 2, 3, 1).reshape(-1, 4), 3)
     model = torch.nn.Sequential(layer, torch.nn.Linear(layer.num_outputs, 2))
-    before = layer.means.detach().clone()
+    before = layer.mixture.means.detach().clone()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for _ in range(30):

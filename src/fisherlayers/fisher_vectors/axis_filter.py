@@ -123,7 +123,8 @@ def filter_first(blocks: Sequence[AxisBlock], signal: Tensor) -> Tensor:
 
 def _products(pieces: Sequence[tuple[Tensor, Tensor]], dim: int) -> Tensor:
     # The concatenated products; written in place where autograd does not forbid it.
-    if len(pieces) == 1 or any(factor.requires_grad for piece in pieces for factor in piece):
+    recorded = torch.compiler.is_compiling() or any(factor.requires_grad for piece in pieces for factor in piece)
+    if len(pieces) == 1 or recorded:
         return torch.cat([left @ right for left, right in pieces], dim=dim)
     sizes = [(len(left), right.shape[1])[dim] for left, right in pieces]
     shape = [len(pieces[0][0]), pieces[0][1].shape[1]]
@@ -144,6 +145,10 @@ def chunks_of_images(images: Tensor, descriptors: Tensor) -> Iterator[slice]:
     Yields:
         Slices of the batch, at least one image each.
     """
+    if torch.compiler.is_compiling():
+        # An exported graph serves any number of images.
+        yield slice(None)
+        return
     rows, cols, features = descriptors.shape[1:]
     pixels = images.shape[-2] * images.shape[-1] + rows * cols * features // _VALUES_PER_PIXEL
     at_once = max(1, _working_pixels(images.device) // pixels)
@@ -170,7 +175,8 @@ def filter_bands(
     Yields:
         The samples along y of one block as a slice, and the block of the result, (samples, K, B, K * samples, T).
     """
-    max_rows = _working_pixels(x_blocks[0].matrix.device) // (batch * width)
+    whole = y_blocks[-1].pixels[1]
+    max_rows = whole if torch.compiler.is_compiling() else _working_pixels(x_blocks[0].matrix.device) // (batch * width)
     start = 0
     for stop in range(1, len(y_blocks) + 1):
         low = y_blocks[start].pixels[0]

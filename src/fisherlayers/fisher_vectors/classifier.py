@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from fisherlayers.fisher_vectors.calibration import probabilities
 from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
 from fisherlayers.fisher_vectors.execution import Execution
+from fisherlayers.fisher_vectors.exports import Exports
 from fisherlayers.fisher_vectors.images import Batch, ImageList
 from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
@@ -42,7 +43,7 @@ from fisherlayers.fisher_vectors.training import encode_images, fit_network
 __all__ = ["DeepFisherNetwork"]
 
 
-class DeepFisherNetwork(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Image classifier without back-propagation or pretrained weights (Simonyan, Vedaldi and Zisserman, NIPS 2013).
 
     Dense SIFT, and colour statistics where images have colour, are encoded as Fisher vectors in one or more layers; a

@@ -60,7 +60,7 @@ def local_color_statistics(images: Tensor, *, bin_size: int, step: int) -> Descr
     like = (images.dtype, images.device)
     y_blocks, x_blocks = (_cell_matrix(length, bin_size, step, *like) for length in (height, width))
     positions = grid_positions(height, width, (NUM_BINS - 1) * bin_size, step, *like)
-    descriptors = images.new_zeros(len(images), *positions.shape[:2], _NUM_FEATURES)
+    descriptors = images.new_zeros(images.shape[0], *positions.shape[:2], _NUM_FEATURES)
     if descriptors.numel() == 0:
         return DescriptorGrid(descriptors, positions, float(bin_size))
 

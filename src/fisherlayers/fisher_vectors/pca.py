@@ -73,7 +73,7 @@ class PrincipalComponents:
         if rows.ndim == 0 or rows.shape[-1] != len(self.mean):
             raise ValueError(f"rows must have shape (..., {len(self.mean)}), got {tuple(rows.shape)}")
         projected = (rows - self.mean) @ self.basis
-        return projected * self._gains() if self.whiten else projected
+        return projected * self.gains() if self.whiten else projected
 
     def inverse_transform(self, projected: Tensor) -> Tensor:
         """Return the rows of the principal subspace that `transform` maps to ``projected``.
@@ -123,7 +123,14 @@ class PrincipalComponents:
             raise ValueError(f"tensors must hold {sorted(names)}, got {sorted(tensors)}")
         return cls(tensors["mean"], tensors["basis"], tensors["variances"], bool(tensors["whiten"]))
 
-    def _gains(self) -> Tensor:
+    def gains(self) -> Tensor:
+        """Return the factors of the outputs.
+
+        Returns:
+            (D,): 1, or with ``whiten`` one over the standard deviation, 0 where there is none.
+        """
+        if not self.whiten:
+            return torch.ones_like(self.variances)
         has_variance = self.variances > _NO_VARIANCE * self.variances.max()
         return torch.where(has_variance, self.variances.rsqrt(), 0.0)
 

@@ -122,7 +122,7 @@ def dense_sift(
         bands = filter_bands(y_blocks, x_blocks, partial(_orientation_maps, rows), rows.shape[1], width)
         for samples, histograms in bands:
             target = descriptors[chunk, samples]
-            if histograms.requires_grad:
+            if histograms.requires_grad or torch.compiler.is_compiling():
                 target.copy_(_normalize(_in_order(histograms).flatten(start_dim=3), threshold=threshold, root=root))
             else:
                 target.view(*target.shape[:3], NUM_BINS, -1).copy_(_in_order(histograms))
@@ -145,11 +145,11 @@ def _orientation_maps(rows: Tensor, low: int, high: int) -> Tensor:
     """
     top = max(0, low - 1)
     band = rows[top : high + 1]
-    (dx,) = torch.gradient(rows[low:high], dim=2)
-    dy = torch.gradient(band, dim=0)[0][low - top : high - top]
+    dx = _differences(rows[low:high], dim=2)
+    dy = _differences(band, dim=0)[low - top : high - top]
     magnitude = safe_sqrt(dx * dx + dy * dy)
     # The angle from the x-axis in units of 45 degrees, folded into the first quadrant: in [0, 2].
-    angle = torch.atan(dy.abs() / (dx.abs() + _TINY)) * (4 / pi)
+    angle = torch.atan(dy.abs() / dx.abs().clamp_min(_TINY)) * (4 / pi)
     along_x = torch.relu(1 - angle) * magnitude
     along_y = torch.relu(angle - 1) * magnitude
     diagonal = magnitude - along_x - along_y
@@ -159,9 +159,19 @@ def _orientation_maps(rows: Tensor, low: int, high: int) -> Tensor:
     return torch.stack([east, south_east, south, south_west, west, north_west, north, north_east], dim=2)
 
 
+def _differences(values: Tensor, dim: int) -> Tensor:
+    # As `torch.gradient`, which cannot be exported for any number of images.
+    last = values.shape[dim] - 1
+    start, end = (values.narrow(dim, i + 1, 1) - values.narrow(dim, i, 1) for i in (0, last - 1))
+    centre = (values.narrow(dim, 2, last - 1) - values.narrow(dim, 0, last - 1)) / 2
+    return torch.cat([start, centre, end], dim=dim)
+
+
 def _by_sign(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     # Two tensors: the magnitudes where the direction is positive, and where it is negative.
-    signed = torch.copysign(magnitude, direction)
+    # ONNX has no copysign, which is the faster of the two.
+    exported = torch.compiler.is_compiling()
+    signed = torch.where(direction < 0, -magnitude, magnitude) if exported else torch.copysign(magnitude, direction)
     positive = torch.relu(signed)
     return positive, positive - signed
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, fit_mixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
@@ -37,9 +38,8 @@ class FisherVectorLayer(nn.Module):
         dtype: Of the parameters; descriptors are converted to it, also under autocast.
 
     Attributes:
-        logits: Log weights up to a constant, (K,).
-        means: (K, D).
-        log_deviations: Logarithms of the standard deviations, (K, D).
+        mixture: The `TrainableMixture`: its parameters are ``logits`` (log weights up to a constant, (K,)), ``means``
+            (K, D) and ``log_deviations`` (logarithms of the standard deviations, (K, D)).
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -52,10 +52,6 @@ class FisherVectorLayer(nn.Module):
         >>> layer(maps).shape
         torch.Size([2, 48])
     """
-
-    logits: nn.Parameter
-    means: nn.Parameter
-    log_deviations: nn.Parameter
 
     def __init__(
         self,
@@ -85,9 +81,10 @@ class FisherVectorLayer(nn.Module):
         self.power, self.normalize = power, normalize
         self.position_weight, self.threshold = position_weight, threshold
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.logits = nn.Parameter(torch.zeros(num_components, **factory))
-        self.means = nn.Parameter(torch.randn(num_components, num_features, **factory))
-        self.log_deviations = nn.Parameter(torch.zeros(num_components, num_features, **factory))
+        sizes = (num_components, num_features)
+        self.mixture = TrainableMixture(
+            torch.zeros(num_components, **factory), torch.randn(*sizes, **factory), torch.zeros(*sizes, **factory)
+        )
 
     @classmethod
     def from_mixture(cls, mixture: DiagonalMixture, **options: Any) -> Self:
@@ -100,13 +97,9 @@ class FisherVectorLayer(nn.Module):
         Returns:
             The layer.
         """
-        options.setdefault("dtype", mixture.means.dtype)
-        options.setdefault("device", mixture.means.device)
+        options = {"dtype": mixture.means.dtype, "device": mixture.means.device, **options}
         layer = cls(mixture.num_components, mixture.num_features, **options)
-        with torch.no_grad():
-            layer.logits.copy_(mixture.weights.log())
-            layer.means.copy_(mixture.means)
-            layer.log_deviations.copy_(0.5 * mixture.variances.log())
+        layer.mixture.load_state_dict(TrainableMixture.of(mixture).state_dict())
         return layer
 
     @classmethod
@@ -145,15 +138,7 @@ class FisherVectorLayer(nn.Module):
     @property
     def num_outputs(self) -> int:
         """2 K D, the length of an encoding."""
-        return 2 * self.means.numel()
-
-    def mixture(self) -> DiagonalMixture:
-        """Return the mixture; gradients flow through its tensors to the parameters.
-
-        Returns:
-            K components over D features.
-        """
-        return DiagonalMixture(self.logits.softmax(dim=0), self.means, (2 * self.log_deviations).exp())
+        return 2 * self.mixture.means.numel()
 
     def forward(self, descriptors: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Encode every set of descriptors.
@@ -193,14 +178,13 @@ class FisherVectorLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes and options, for `repr`."""
-        components, features = self.means.shape
         return (
-            f"num_components={components}, num_features={features}, power={self.power}, normalize={self.normalize}, "
+            f"power={self.power}, normalize={self.normalize}, "
             f"position_weight={self.position_weight}, threshold={self.threshold}"
         )
 
     def _encode(self, descriptors: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
-        descriptors = descriptors.to(self.means.dtype)
+        descriptors = descriptors.to(self.mixture.means.dtype)
         if positions is not None:
             descriptors = append_positions(descriptors, positions, weight=self.position_weight)
         if descriptors.shape[1] == 0:

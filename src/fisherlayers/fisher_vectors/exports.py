@@ -1,0 +1,135 @@
+"""What a fitted classifier can be turned into: a PyTorch module, an exported program, an ONNX file."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from fisherlayers.fisher_vectors.differentiable.network import FisherNetworkModule
+from fisherlayers.fisher_vectors.network import FisherNetwork
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["Exports"]
+
+_OPSET = 20
+
+
+class Exports:
+    """Methods of `DeepFisherNetwork` that make something else of it."""
+
+    classes_: np.ndarray
+    network_: FisherNetwork
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    temperature_: float
+
+    def to_module(self, *, dtype: torch.dtype = torch.float32) -> FisherNetworkModule:
+        """Return the fitted classifier as a PyTorch module, images in, scores out, to be trained further.
+
+        Args:
+            dtype: Of its parameters and arithmetic.
+
+        Returns:
+            A module with the scores of `decision_function`, independent of this classifier.
+        """
+        check_is_fitted(self)
+        coef, intercept = torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_)
+        return FisherNetworkModule(self.network_, coef, intercept, temperature=self.temperature_, dtype=dtype)
+
+    def update_from(self, module: FisherNetworkModule) -> None:
+        """Take over what a module has learned; the classifier then scores, saves and explains as the module.
+
+        Args:
+            module: From `to_module` of this classifier; reconstructed or not.
+
+        Raises:
+            ValueError: If the module is not of this classifier's sizes.
+        """
+        check_is_fitted(self)
+        coef = module.classifier.weight.detach().cpu().float().numpy()
+        if coef.shape != self.coef_.shape:
+            raise ValueError(
+                f"module has a classifier of shape {coef.shape}, expected {self.coef_.shape}: take it from to_module"
+            )
+        self.network_ = module.network()
+        self.coef_ = coef.copy()
+        self.intercept_ = module.classifier.bias.detach().cpu().float().numpy().copy()
+        self.temperature_ = float(module.temperature)
+
+    def export_program(self, image_size: tuple[int, int], *, channels: int | None = None) -> ExportedProgram:
+        """Export the whole classifier by `torch.export`, for batches of any size of images of one size.
+
+        Args:
+            image_size: (H, W) in pixels.
+            channels: 1 or 3; as many as the network uses if None.
+
+        Returns:
+            A program of floats in [0, 1], (B, channels, H, W), to the scores of `decision_function`.
+
+        Raises:
+            ValueError: If the images have too many pixels, or ``channels`` is neither 1 nor 3.
+        """
+        check_is_fitted(self)
+        settings = self.network_.settings
+        channels = channels if channels is not None else 1 if self.network_.color is None else 3
+        if channels not in {1, 3}:
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        height, width = image_size
+        if not (height >= 1 and width >= 1 and height * width * settings.upsample**2 <= settings.max_pixels):
+            raise ValueError(
+                f"image_size must have 1 to {settings.max_pixels // settings.upsample**2} pixels (max_pixels), got "
+                f"{height} x {width}: reduce images before the exported program, which resamples no large ones"
+            )
+        module = self.to_module().eval().requires_grad_(False)
+        example = torch.zeros(2, channels, height, width)
+        # The first call makes the constant matrices of this size, which an exporter would otherwise trace.
+        module(example)
+        batch = torch.export.Dim("batch")
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], image_size: tuple[int, int], *, channels: int | None = None
+    ) -> None:
+        """Write the whole classifier as an ONNX model, image in, scores out, with a batch of any size.
+
+        Its input ``images`` are floats in [0, 1], (batch, channels, H, W); its output ``scores`` are those of
+        `decision_function`. The metadata hold ``classes`` (a JSON list, in the order of the scores) and ``temperature``
+        (the factor of the scores whose softmax are the probabilities). Images that the network resamples give the
+        scores of images given to it as floats; from bytes it rounds in between.
+
+        Args:
+            path: Of the file.
+            image_size: (H, W) in pixels.
+            channels: 1 or 3; as many as the network uses if None.
+
+        Raises:
+            ImportError: If the extra ``onnx`` is not installed.
+        """
+        try:
+            import onnx  # noqa: F401  (only whether it is installed)
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"the export needs ONNX ({error}): python -m pip install 'fisherlayers[onnx]'") from error
+        program = self.export_program(image_size, channels=channels)
+        with warnings.catch_warnings():
+            # The exporter's own use of what torch deprecates.
+            warnings.simplefilter("ignore")
+            model: Any = torch.onnx.export(
+                program,
+                input_names=["images"],
+                output_names=["scores"],
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        model.model.metadata_props["classes"] = json.dumps(self.classes_.tolist())
+        model.model.metadata_props["temperature"] = repr(self.temperature_)
+        model.save(os.fspath(path))

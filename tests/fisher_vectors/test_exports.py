@@ -1,0 +1,51 @@
+"""Exported classifiers, image in, scores out, against the estimator."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fisher_vectors.texture_images import textures
+from fisherlayers import DeepFisherNetwork
+
+SMALL = {"components": 4, "dimensions": 6, "bin_sizes": (3,), "step": 3, "iterations": 5, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    images, labels = textures(4)
+    images = [np.float32(np.stack([image, image[::-1], 1 - image], axis=-1)) for image in images]
+    return DeepFisherNetwork(**SMALL).fit(images, labels), np.stack(images)
+
+
+def test_a_program_serves_batches_of_any_size(fitted):
+    model, images = fitted
+    program = model.export_program((28, 28)).module()
+    for count in (1, 2, 7):
+        scores = program(torch.as_tensor(images[:count]).movedim(-1, 1))
+        np.testing.assert_allclose(scores, model.decision_function(images[:count]), rtol=0, atol=1e-4)
+
+
+def test_onnxruntime_gives_the_same_scores(fitted, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="needs fisherlayers[onnx]")
+    pytest.importorskip("onnxscript", reason="needs fisherlayers[onnx]")
+    model, images = fitted
+    # A flat image has gradients of exactly zero.
+    images = np.concatenate([images, np.full((1, 28, 28, 3), 0.5, np.float32)])
+    model.export_onnx(tmp_path / "model.onnx", (28, 28))
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for part in (images, images[3:4]):
+        (scores,) = session.run(None, {"images": np.moveaxis(part, -1, 1)})
+        np.testing.assert_allclose(scores, model.decision_function(part), rtol=0, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == model.classes_.tolist()
+    assert float(metadata["temperature"]) == model.temperature_
+
+
+def test_bad_arguments(fitted):
+    model, _ = fitted
+    with pytest.raises(ValueError, match="image_size must have 1 to 100000 pixels"):
+        model.export_program((1000, 1000))
+    with pytest.raises(ValueError, match="channels must be 1 or 3"):
+        model.export_program((28, 28), channels=2)
