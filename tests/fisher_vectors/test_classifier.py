@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -233,6 +234,43 @@ def test_verbose_reports_on_the_error_stream(capsys):
     assert "[DeepFisherNetwork] encode: 12 of 12" in captured.err
 
 
+def test_several_labels_an_image(tmp_path):
+    images, names = textures(12)
+    unseen, unseen_names = textures(8, seed=1)
+
+    def indicators(names):
+        return np.stack([names == "lying", np.isin(names, ["lying", "upright"]), names == "checks"], axis=1).astype(int)
+
+    model = DeepFisherNetwork(**QUICK).fit(images, indicators(names))
+    assert (model.multilabel_, model.classes_.tolist()) == (True, [0, 1, 2])
+    predicted, truth = model.predict(unseen), indicators(unseen_names)
+    assert predicted.shape == truth.shape
+    assert (predicted == truth).mean() >= 0.9
+    scores, probabilities = model.decision_function(unseen), model.predict_proba(unseen)
+    assert ((scores > 0) == predicted).all()
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-model.temperature_ * scores)), rtol=1e-4)
+    assert abs(np.maximum(probabilities, 1 - probabilities).mean() - (predicted == truth).mean()) < 0.2
+    model.save(tmp_path / "model")
+    again = DeepFisherNetwork.load(tmp_path / "model")
+    assert np.array_equal(again.predict(unseen), predicted)
+    sparse = DeepFisherNetwork(**QUICK).fit(images, csr_matrix(indicators(names)))
+    assert np.array_equal(sparse.decision_function(unseen), scores)
+    two = DeepFisherNetwork(**QUICK, depth=1).fit(images, indicators(names)[:, :2])
+    assert two.decision_function(unseen).shape == (32, 2)
+
+
+def test_class_weights_act_on_the_class_that_they_name():
+    images, names = textures(8, noise=0.4)
+    quick = QUICK | {"depth": 1, "C": 1.0, "cv": 0}
+    unseen = textures(10, seed=1, noise=0.4)[0]
+    plain, weighted = (
+        DeepFisherNetwork(**quick, class_weight=weight).fit(images, names).decision_function(unseen)
+        for weight in (None, {"slanted": 20.0})
+    )
+    assert weighted[:, 2].mean() > plain[:, 2].mean() + 0.02
+    assert np.array_equal(weighted[:, [0, 1, 3]], plain[:, [0, 1, 3]])
+
+
 IMAGES, LABELS = textures(2)
 
 
@@ -248,6 +286,8 @@ IMAGES, LABELS = textures(2)
         ({}, [*IMAGES[:7], IMAGES[7] * np.nan], LABELS, r"images\[7\] has NaN"),
         ({}, [*IMAGES[:7], "missing.png"], LABELS, r"images\[7\]: cannot read"),
         ({}, [*IMAGES[:7], np.zeros((4, 4, 5))], LABELS, r"images\[7\] must have shape"),
+        ({"class_weight": "even"}, IMAGES, LABELS, "class_weight must be 'balanced', a dictionary or None"),
+        ({"class_weight": {"cat": 2.0}}, IMAGES, LABELS, "class_weight names labels that y does not have: cat"),
         ({"C": ()}, IMAGES, LABELS, "C must be one positive number or several"),
         ({"C": (1.0, -1.0)}, IMAGES, LABELS, "C must be one positive number or several"),
         ({"cv": 1}, IMAGES, LABELS, "cv must be at least 2 folds"),

@@ -22,6 +22,7 @@ from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest
 __all__ = ["KINDS", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
 
 KINDS = ("auto", "one-vs-rest", "one-vs-one", "both")
+_WITH_SEVERAL_LABELS = ("auto", "one-vs-rest")
 # With more classes, pairs are too many problems and one-vs-rest has rows enough.
 _MOST_CLASSES_IN_PAIRS = 32
 # The rows of W are directions, not classifiers: their optimum need not be exact.
@@ -41,7 +42,7 @@ def learn_projection(
 
     Args:
         encodings: Global hard-assignment Fisher vectors, L2-normalised without the signed square root, (n, E).
-        labels: Class indices 0 .. C - 1, (n,).
+        labels: Class indices 0 .. C - 1, (n,); or for several labels an image 0 and 1, (n, C).
         folds: Fold of each image from 0, (n,), at least two images of every class outside each; all -1 for no
             cross-fitting.
         kind: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"`` (C (C - 1) / 2 rows), ``"both"``, or ``"auto"``:
@@ -54,19 +55,25 @@ def learn_projection(
         (F, h, E): W of each fold, then, for images outside all folds, their mean; (1, h, E) without cross-fitting.
 
     Raises:
-        ValueError: If ``kind`` is unknown.
+        ValueError: If ``kind`` is unknown, or has no meaning for several labels an image.
     """
     if kind not in KINDS:
         raise ValueError(f"projection must be one of {KINDS}, got {kind!r}")
+    if labels.ndim == 2 and kind not in _WITH_SEVERAL_LABELS:
+        raise ValueError(f"projection must be one of {_WITH_SEVERAL_LABELS} for several labels an image, got {kind!r}")
     classes = int(labels.max()) + 1
-    if kind == "auto":
+    if labels.ndim == 2:
+        kind = "one-vs-rest"
+    elif kind == "auto":
         kind = "one-vs-one" if classes <= _MOST_CLASSES_IN_PAIRS else "one-vs-rest"
 
     def learn(rows: Tensor) -> Tensor:
         targets = []
-        if classes == 2 or kind != "one-vs-one":
+        if labels.ndim == 2:
+            targets.append(2.0 * labels[rows].double() - 1.0)
+        elif classes == 2 or kind != "one-vs-one":
             targets.append(one_vs_rest(labels[rows], classes)[:, classes == 2 :])
-        if classes > 2 and kind != "one-vs-rest":
+        if labels.ndim == 1 and classes > 2 and kind != "one-vs-rest":
             targets.append(pair_targets(labels[rows], classes))
         return svm_rows(encodings[rows], torch.cat(targets, dim=1), cost=cost)
 

@@ -101,7 +101,8 @@ class RowStore:
                 f"rows of chunk {chunk} must have shape {(place.stop - place.start, self.shape[1])}, got {rows.shape}"
             )
         content = np.ascontiguousarray(rows, dtype=self.dtype)
-        line = json.dumps({"chunk": chunk, "sha256": hashlib.sha256(content.data).hexdigest()}) + "\n"
+        # A line begins with a line end, since a crash may have cut off the one before it.
+        line = "\n" + json.dumps({"chunk": chunk, "sha256": hashlib.sha256(content.data).hexdigest()}) + "\n"
         with self._explained():
             with self._path.open("r+b") as file:
                 file.seek(place.start * self._row_bytes)
@@ -199,7 +200,6 @@ class RowStore:
 
 
 def _listed(path: Path) -> Iterator[tuple[int, str]]:
-    # The line of a crash may be cut off.
     if path.exists():
         for line in path.read_bytes().splitlines():
             try:
