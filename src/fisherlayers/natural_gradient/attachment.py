@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, Settings, fisher_of
-from fisherlayers.natural_gradient.rules.rule import Weight
+from fisherlayers.natural_gradient.rules.rule import Rule, Weight
 
 __all__ = ["Place", "attach", "detach", "is_host", "order_of", "place_of"]
 
@@ -35,11 +35,12 @@ def place_of(layer: nn.Module, name: str) -> Place:
     return Place(layer.get_submodule(path), last)
 
 
-def attach(layer: nn.Module, weights: Iterable[tuple[Weight, Settings]]) -> None:
+def attach(layer: nn.Module, rule: Rule, weights: Iterable[tuple[Weight, Settings]]) -> None:
     """Parametrize weights of a layer and the biases beside them; values stay.
 
     Args:
-        layer: The layer, as its rule knows it.
+        layer: The layer.
+        rule: Its rule.
         weights: What to reconstruct, and how each local Fisher layer follows its input.
     """
     fishers: dict[nn.Module, dict[str, FisherWeight]] = {}
@@ -50,6 +51,9 @@ def attach(layer: nn.Module, weights: Iterable[tuple[Weight, Settings]]) -> None
         fishers.setdefault(host, {})[name] = fisher
     for host, found in fishers.items():
         _attach(host, found)
+    if layer in fishers:
+        for name, member in rule.members().items():
+            setattr(type(layer), name, member)
 
 
 def _attach(host: nn.Module, fishers: dict[str, FisherWeight]) -> None:

@@ -81,6 +81,10 @@ class _Read(NamedTuple):
     version: int
     with_grad: bool
 
+    @staticmethod
+    def of(plain: Tensor, weight: Tensor) -> "_Read":
+        return _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
+
     def is_of(self, weight: Tensor) -> bool:
         return self.weight() is weight and (self.version, self.with_grad) == (weight._version, torch.is_grad_enabled())
 
@@ -126,6 +130,8 @@ class FisherWeight(nn.Module):
         self.pending: Moments | None = None
         self._centres = reader.bias is not None
         self._latest: _Read | None = None
+        self._keeps = False
+        self._kept: tuple[_Read, Tensor] | None = None
         self._factors: tuple[tuple[int, ...], Factors] | None = None
         self.steps = 0
         self.observed_at = -1
@@ -140,12 +146,29 @@ class FisherWeight(nn.Module):
         Returns:
             W, of the same shape and dtype.
         """
+        if not torch.compiler.is_compiling() and self._keeps:
+            read, plain = self._kept if self._kept is not None else (None, weight)
+            if read is None or not read.is_of(weight):
+                plain = self._plain(weight)
+                self._kept = _Read.of(plain, weight), plain
+            return plain
+        return self._plain(weight)
+
+    def keep(self, on: bool) -> None:
+        """Keep W from now on, or forget it: between two writes it is computed once.
+
+        Args:
+            on: Whether to keep it.
+        """
+        self._keeps, self._kept = on, None
+
+    def _plain(self, weight: Tensor) -> Tensor:
         rows = self.layout.rows(weight).to(self.mean.dtype)
         if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
             product, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
             plain = self.layout.tensor(mixed(self.output, product), weight.shape)
             plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
-            self._latest = _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
+            self._latest = _Read.of(plain, weight)
             return plain
         return self.layout.tensor(mixed(self.output, multiply(self.root, rows)), weight.shape).to(weight.dtype)
 
@@ -158,7 +181,7 @@ class FisherWeight(nn.Module):
         Returns:
             (out,).
         """
-        latest, self._latest = self._latest, None
+        latest, self._latest = self._latest, self._latest if self._keeps else None
         plain = None if latest is None else latest.plain()
         if latest is not None and plain is not None and latest.is_of(weight):
             return cast("Tensor", plain.offset)  # type: ignore[attr-defined]

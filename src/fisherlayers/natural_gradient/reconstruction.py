@@ -95,7 +95,7 @@ def reconstruct(
         raise ValueError(f"rank must be a whole number of at least 1, None (dense) or 'auto', got {rank!r}")
     settings = Settings(damping, decay, refresh_every, statistics_every, None)
     for layer, rule, weights in chosen_layers(model, include, exclude):
-        attach(layer, [(weight, settings._replace(rank=_rank_of(layer, weight, rank))) for weight in weights])
+        attach(layer, rule, [(weight, settings._replace(rank=_rank_of(layer, weight, rank))) for weight in weights])
         watch(layer, rule, [weight.name for weight in weights])
     for host in filter(is_host, model.modules()):
         accept_plain_keys(host)
@@ -122,11 +122,13 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
     for fisher in list(fisher_weights(model)):
         plain = plain_coordinates(fisher.coordinates)
         move(fisher, plain, () if optimizer is None else (optimizer,))
-    for module in list(model.modules()):
-        unwatch(module)
+    rules = [(module, unwatch(module)) for module in list(model.modules())]
     for host in list(filter(is_host, model.modules())):
         refuse_plain_keys(host)
         detach(host)
+    for module, rule in rules:
+        if rule is not None:
+            rule.restore(module)
     return model
 
 

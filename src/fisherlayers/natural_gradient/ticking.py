@@ -45,26 +45,36 @@ def watch(layer: nn.Module, rule: Rule, names: Iterable[str]) -> None:
     observation = _Observation(rule, tuple(names))
     setattr(layer, _OBSERVATION, observation)
     layer.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    if rule.repeats:
+        layer.register_forward_hook(_after_forward, always_call=True)
     for fisher in _observed(layer, observation).values():
         _remember(fisher)
 
 
-def unwatch(layer: nn.Module) -> None:
+def unwatch(layer: nn.Module) -> Rule | None:
     """Stop following a layer; any other module is left as it is.
 
     Args:
         layer: A layer that ``watch`` was called with, or a copy of one.
+
+    Returns:
+        The rule that it was followed by; None for any other module.
     """
-    observation = vars(layer).get(_OBSERVATION)
+    observation: _Observation | None = vars(layer).get(_OBSERVATION)
     if observation is None:
-        return
+        return None
     for fisher in _observed(layer, observation).values():
         _fishers.pop(fisher.weight, None)
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _before_forward:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, hook in list(layer._forward_hooks.items()):
+        if hook is _after_forward:
+            del layer._forward_hooks[key]
+            layer._forward_hooks_always_called.pop(key, None)
     delattr(layer, _OBSERVATION)
+    return observation.rule
 
 
 def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer, ...]) -> None:
@@ -95,12 +105,28 @@ def _remember(fisher: FisherWeight) -> None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not (layer.training and torch.is_grad_enabled()):
-        return
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
-    if observation is None or torch._C._functorch.peek_interpreter_stack() is not None:
+    if observation is None:
+        return
+    counts = layer.training and torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    if not (counts or observation.rule.repeats):
         return
     fishers = _observed(layer, observation)
+    if counts:
+        _observe(layer, observation.rule, Call(args, kwargs, 0), fishers)
+    if observation.rule.repeats:
+        for fisher in fishers.values():
+            fisher.keep(True)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    observation: _Observation | None = vars(layer).get(_OBSERVATION)
+    for fisher in _observed(layer, observation).values() if observation is not None else ():
+        fisher.keep(False)
+
+
+def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
@@ -110,7 +136,7 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return
     max_rows = next(iter(due.values())).settings.max_rows
     with torch.no_grad():
-        rows = observation.rule.input_rows(layer, Call(args, kwargs, max_rows))
+        rows = rule.input_rows(layer, call._replace(max_rows=max_rows))
         for name, fisher in due.items():
             if isinstance(rows.get(name), Tensor):
                 fisher.observe(rows[name])

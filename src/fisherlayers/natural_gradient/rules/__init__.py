@@ -3,6 +3,18 @@
 from fisherlayers.natural_gradient.rules.attention import AttentionRule
 from fisherlayers.natural_gradient.rules.convolution import ConvolutionRule
 from fisherlayers.natural_gradient.rules.linear import LinearRule
+from fisherlayers.natural_gradient.rules.recurrent import CellRule, RecurrentRule
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule, rule_of
 
-__all__ = ["AttentionRule", "Call", "ConvolutionRule", "LinearRule", "Rule", "Weight", "register_rule", "rule_of"]
+__all__ = [
+    "AttentionRule",
+    "Call",
+    "CellRule",
+    "ConvolutionRule",
+    "LinearRule",
+    "RecurrentRule",
+    "Rule",
+    "Weight",
+    "register_rule",
+    "rule_of",
+]

@@ -22,6 +22,8 @@ __all__ = ["AttentionRule"]
 class AttentionRule(Rule):
     """In-projection, in one weight or in three, and out-projection; ``bias_k`` and ``bias_v`` are left alone."""
 
+    repeats = True
+
     @override
     def weights(self, layer: nn.Module) -> Sequence[Weight]:
         attention = cast("nn.MultiheadAttention", layer)

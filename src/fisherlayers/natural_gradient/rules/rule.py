@@ -51,7 +51,11 @@ class Rule(ABC):
     """How a kind of layer is reconstructed: its weights, and the rows that each weight is multiplied with.
 
     Rules hold no state. Give one to ``register_rule``.
+
+    ``repeats`` says that the layer's forward reads a weight more than once; the weight is then kept while it runs.
     """
+
+    repeats: bool = False
 
     @abstractmethod
     def weights(self, layer: nn.Module) -> Sequence[Weight]:
@@ -79,6 +83,21 @@ class Rule(ABC):
             Rows (N, D) by the weight's name, or (groups, N, D) for a layout with several groups; weights that are left
             out are not observed this time. Rows (groups, N, D) for a layout without groups give every block of outputs
             an information of its own from then on.
+        """
+
+    def members(self) -> Mapping[str, Any]:
+        """Return attributes for the class of a reconstructed layer, where the layer keeps copies of its weights.
+
+        Returns:
+            By name; none by default.
+        """
+        return {}
+
+    def restore(self, layer: nn.Module) -> None:  # noqa: B027
+        """Bring copies of its weights that a layer keeps up to date; called when it has been made plain again.
+
+        Args:
+            layer: The plain layer.
         """
 
 
