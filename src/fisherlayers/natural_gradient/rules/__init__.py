@@ -5,6 +5,7 @@ from fisherlayers.natural_gradient.rules.convolution import ConvolutionRule
 from fisherlayers.natural_gradient.rules.linear import LinearRule
 from fisherlayers.natural_gradient.rules.recurrent import CellRule, RecurrentRule
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule, rule_of
+from fisherlayers.natural_gradient.rules.transposed_convolution import TransposedConvolutionRule
 
 __all__ = [
     "AttentionRule",
@@ -14,6 +15,7 @@ __all__ = [
     "LinearRule",
     "RecurrentRule",
     "Rule",
+    "TransposedConvolutionRule",
     "Weight",
     "register_rule",
     "rule_of",

@@ -14,7 +14,7 @@ from typing_extensions import override
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule
 
-__all__ = ["Convolution", "ConvolutionRule", "patches", "rows_of"]
+__all__ = ["Convolution", "ConvolutionRule", "patches", "rows_of", "unfolded"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -50,30 +50,44 @@ def patches(layer: Convolution, inputs: Tensor) -> Tensor:
     # Left and right of the last axis first, as F.pad wants it; also right for padding="same" with even kernels.
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    view = F.pad(inputs, padding, mode=mode) if any(padding) else inputs
-    for axis in range(dimensions):
-        kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
-        view = view.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    return view
+    padded = F.pad(inputs, padding, mode=mode) if any(padding) else inputs
+    return unfolded(padded, layer.kernel_size, layer.stride, layer.dilation)
 
 
-def rows_of(unfolded: Tensor, groups: int, max_rows: int) -> Tensor:
+def unfolded(padded: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Cut padded inputs into patches.
+
+    Args:
+        padded: (batch, channels, *sizes).
+        kernel: Sizes of a patch.
+        stride: From patch to patch.
+        dilation: From entry to entry of a patch.
+
+    Returns:
+        A view (batch, channels, *positions, *kernel).
+    """
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        padded = padded.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
+    return padded
+
+
+def rows_of(patched: Tensor, groups: int, max_rows: int) -> Tensor:
     """Return patches as rows.
 
     Args:
-        unfolded: (batch, channels, *positions, *kernel), with as many positions' axes as kernel axes.
+        patched: (batch, channels, *positions, *kernel), with as many positions' axes as kernel axes.
         groups: Into which the channels fall.
         max_rows: From more samples x positions than this, as many are drawn: quasi-random, the same at every call.
 
     Returns:
         (N, D), or (groups, N, D / groups) if there are several groups; N at most ``max_rows``.
     """
-    dimensions = (unfolded.ndim - 2) // 2
+    dimensions = (patched.ndim - 2) // 2
     # (batch, channels, *positions, *kernel) -> (batch, *positions, channels, *kernel)
-    unfolded = unfolded.movedim(1, 1 + dimensions)
-    shape = unfolded.shape[: 1 + dimensions]
-    index = thinned(shape.numel(), max_rows, unfolded.device)
-    rows = unfolded.flatten(0, dimensions) if index is None else unfolded[torch.unravel_index(index, shape)]
+    patched = patched.movedim(1, 1 + dimensions)
+    shape = patched.shape[: 1 + dimensions]
+    index = thinned(shape.numel(), max_rows, patched.device)
+    rows = patched.flatten(0, dimensions) if index is None else patched[torch.unravel_index(index, shape)]
     if groups == 1:
         return rows.flatten(1)
     return rows.flatten(1).reshape(len(rows), groups, -1).transpose(0, 1)
