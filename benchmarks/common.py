@@ -36,14 +36,14 @@ class Figure:
 
     Attributes:
         name: what was measured, unique in its result file; targets refer to it.
-        value: the number, in `unit`.
+        value: the number, in `unit`; None for a ratio to something that was never reached.
         unit: "s", "ms", "%", "x" (a ratio), "points", ...
         spread: lowest and highest over seeds or rounds, in `unit`; None for a single measurement.
         seeds: the seeds behind the value; empty where nothing is random.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     spread: tuple[float, float] | None = None
     seeds: Sequence[int] = ()

@@ -54,8 +54,12 @@ def _check_figure(figure: Mapping[str, Any]) -> None:
         raise ValueError(f"a figure holds {sorted(_FIGURE_FIELDS)}; got {sorted(figure)}")
     if not figure["name"] or not figure["unit"]:
         raise ValueError(f"a figure needs a name and a unit; got {dict(figure)!r}")
-    if not isinstance(figure["value"], int | float) or not math.isfinite(figure["value"]):
-        raise ValueError(f"the value of {figure['name']!r} must be a finite number; got {figure['value']!r}")
+    if figure["value"] is not None and not (
+        isinstance(figure["value"], int | float) and math.isfinite(figure["value"])
+    ):
+        raise ValueError(f"the value of {figure['name']!r} must be a finite number or null; got {figure['value']!r}")
+    if figure["spread"] is not None and figure["value"] is None:
+        raise ValueError(f"{figure['name']!r} has a spread but no value")
     if figure["spread"] is not None:
         low, high = figure["spread"]
         if not low <= figure["value"] <= high:

@@ -55,7 +55,7 @@ def render(rows: Sequence[Row], *, folder: Path = RESULTS) -> str:
         figure = _figure(record, row)
         spread = figure["spread"]
         limits = "" if spread is None else f"{spread[0]:.4g} to {spread[1]:.4g}"
-        value = format_value(figure["value"], figure["unit"])
+        value = "never" if figure["value"] is None else format_value(figure["value"], figure["unit"])
         lines.append(f"| {row.text} | {value} | {limits} | `{record['command']}` |")
     return "\n".join(lines)
 

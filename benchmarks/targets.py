@@ -68,7 +68,7 @@ class Verdict:
     Attributes:
         target: the row.
         state: met, short or not measured.
-        value: the measured figure, None if there is none.
+        value: the measured figure, None if there is none, or if what it counts was never reached.
         spread: its lowest and highest, None where the file gives none.
         bound: the number it was compared with, None if the bound is a figure that was never measured.
     """
@@ -120,7 +120,7 @@ def judge(target: Target, *, folder: Path = RESULTS) -> Verdict:
     bound: float | None
     if isinstance(target.bound, Reference):
         other = _figure(target.bound.result, target.bound.figure, folder)
-        bound = None if other is None else other["value"] + target.bound.plus
+        bound = None if other is None or other["value"] is None else other["value"] + target.bound.plus
     else:
         bound = target.bound
     if measured is None:
@@ -131,6 +131,8 @@ def judge(target: Target, *, folder: Path = RESULTS) -> Verdict:
         )
     if bound is None:
         state = State.NOT_MEASURED
+    elif measured["value"] is None:
+        state = State.SHORT
     else:
         state = State.MET if COMPARISONS[target.comparison](measured["value"], bound) else State.SHORT
     return Verdict(target, state, measured["value"], measured["spread"], bound)
@@ -179,6 +181,8 @@ def _bound(verdict: Verdict) -> str:
 
 
 def _measured(verdict: Verdict) -> str:
+    if verdict.value is None and verdict.state is State.SHORT:
+        return "never reached"
     return "-" if verdict.value is None else format_value(verdict.value, verdict.target.unit)
 
 

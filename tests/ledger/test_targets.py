@@ -101,3 +101,9 @@ def test_a_short_figure_fails_the_command(tmp_path, monkeypatch):
     code, text = run([], tmp_path)
     assert code == 1
     assert "0 met, 1 short, 0 not measured" in text
+
+
+def test_what_was_never_reached_falls_short(tmp_path):
+    write_results("photos", [Figure("deep", None, "%")], command="c", threads=1, folder=tmp_path)
+    assert judge(target(), folder=tmp_path).state is State.SHORT
+    assert judge(target(comparison="<="), folder=tmp_path).state is State.SHORT

@@ -1,5 +1,7 @@
 """Races: optimizers trained on one task from the same weights with the same batches, compared by steps and seconds."""
 
+from fisherlayers.race.contest import Contest, Organizer, Plan
+from fisherlayers.race.journal import Journal
 from fisherlayers.race.methods import BASES, CONTENDERS, PEERS, Method, make_method
 from fisherlayers.race.muon import Muon, orthogonalize
 from fisherlayers.race.results import (
@@ -18,6 +20,7 @@ from fisherlayers.race.runner import Progress, run_race, train
 from fisherlayers.race.summary import Summary, summarize
 from fisherlayers.race.tasks import TASKS, Examples, Task, load_task
 from fisherlayers.race.tuning import Criterion, Trial, Tuning, draw_learning_rates, tune, tune_to_target
+from fisherlayers.race.verdict import Standing, standings
 
 __all__ = [
     "BASES",
@@ -25,14 +28,19 @@ __all__ = [
     "PEERS",
     "TASKS",
     "Comparison",
+    "Contest",
     "Criterion",
     "Examples",
+    "Journal",
     "Method",
     "Muon",
+    "Organizer",
+    "Plan",
     "Point",
     "Progress",
     "Race",
     "Run",
+    "Standing",
     "Summary",
     "Task",
     "Trial",
@@ -47,6 +55,7 @@ __all__ = [
     "race_to_json",
     "run_race",
     "seconds_to",
+    "standings",
     "steps_to",
     "summarize",
     "train",

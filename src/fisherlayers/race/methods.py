@@ -24,6 +24,7 @@ class Base:
         learning_rates: lowest and highest learning rate of the search.
         settings: what is fixed, in words.
         builds_on: the base optimizer that a peer preconditions; empty for base optimizers themselves.
+        scale_free: whether a loss multiplied by a number is stepped alike; where not, learning rates are divided by it.
     """
 
     make: MakeOptimizers
@@ -31,6 +32,16 @@ class Base:
     learning_rates: tuple[float, float]
     settings: str
     builds_on: str = ""
+    scale_free: bool = True
+
+    def usual_rate(self, loss_scale: float = 1.0) -> float:
+        """Return the usual learning rate for a loss that sums `loss_scale` terms an example."""
+        return self.learning_rate if self.scale_free else self.learning_rate / loss_scale
+
+    def search_range(self, loss_scale: float = 1.0) -> tuple[float, float]:
+        """Return the range of the search for a loss that sums `loss_scale` terms an example."""
+        lowest, highest = self.learning_rates
+        return (lowest, highest) if self.scale_free else (lowest / loss_scale, highest / loss_scale)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def _muon(model: nn.Module, learning_rate: float) -> list[Optimizer]:
 
 
 BASES: dict[str, Base] = {
-    "SGD": Base(_sgd, 0.1, (3e-3, 3.0), "momentum 0.9"),
+    "SGD": Base(_sgd, 0.1, (3e-3, 3.0), "momentum 0.9", scale_free=False),
     "Adam": Base(_adam, 1e-3, (1e-4, 3e-2), "betas 0.9, 0.999"),
     "Muon": Base(
         _muon,
@@ -105,6 +116,7 @@ PEERS: dict[str, Base] = {
         (3e-3, 3.0),
         "pytorch_optimizer's ScalableShampoo: SGD grafting, roots every 20 steps",
         "SGD",
+        scale_free=False,
     ),
     "PSGD-Kron": Base(
         peers.kron, 1e-3, (1e-4, 3e-2), "pytorch_optimizer's Kron: momentum 0.9, its own schedule", "SGD"

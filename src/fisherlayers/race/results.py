@@ -181,9 +181,13 @@ def compare_pairs(race: Race) -> dict[str, list[Comparison]]:
 
 def race_to_json(race: Race) -> dict[str, Any]:
     """Return the race as JSON's types; losses that are not finite become None."""
-    record = asdict(race)
-    for run in record["runs"]:
-        run["points"] = [[_finite(value) for value in point.values()] for point in run["points"]]
+    return asdict(race) | {"runs": [run_to_json(run) for run in race.runs]}
+
+
+def run_to_json(run: Run) -> dict[str, Any]:
+    """Return the run as JSON's types; losses that are not finite become None."""
+    record = asdict(run)
+    record["points"] = [[_finite(value) for value in point.values()] for point in record["points"]]
     return record
 
 
@@ -200,10 +204,18 @@ def race_from_json(record: Mapping[str, Any]) -> Race:
     Returns:
         The race.
     """
-    return Race(**{**record, "runs": tuple(_run(run) for run in record["runs"])})
+    return Race(**{**record, "runs": tuple(run_from_json(run) for run in record["runs"])})
 
 
-def _run(record: Mapping[str, Any]) -> Run:
+def run_from_json(record: Mapping[str, Any]) -> Run:
+    """Return the run that `run_to_json` wrote; None becomes not-a-number.
+
+    Args:
+        record: decoded JSON.
+
+    Returns:
+        The run.
+    """
     return Run(**{**record, "points": tuple(_point(values) for values in record["points"])})
 
 

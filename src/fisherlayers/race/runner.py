@@ -84,7 +84,9 @@ def run_race(
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
     steps = task.steps if steps is None else steps
-    rates = {method.name: method.optimizer.learning_rate for method in methods} | dict(learning_rates or {})
+    rates = {method.name: method.optimizer.usual_rate(task.loss_scale) for method in methods} | dict(
+        learning_rates or {}
+    )
     contests = [(seed, method) for seed in seeds for method in methods]
     runs = []
     for index, (seed, method) in enumerate(contests):

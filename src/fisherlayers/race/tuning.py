@@ -136,7 +136,9 @@ def tune(
     length = task.steps if steps is None else steps
     shared: dict[str, Any] = {"steps": length, "schedule": schedule, "evaluate_every": max(1, length // EVALUATIONS)}
     done: list[Trial] = []
-    for learning_rate in draw_learning_rates(*method.optimizer.learning_rates, trials=trials, seed=seeds[0]):
+    for learning_rate in draw_learning_rates(
+        *method.optimizer.search_range(task.loss_scale), trials=trials, seed=seeds[0]
+    ):
         runs = [train(task, method, learning_rate=learning_rate, seed=seed, **shared) for seed in seeds]
         done.append(_trial(learning_rate, runs, target))
         if on_trial is not None:

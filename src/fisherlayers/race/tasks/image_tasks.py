@@ -99,9 +99,10 @@ def mnist_autoencoder() -> Task:
         metric=explained_variance,
         metric_name="explained variance",
         batch_size=250,
-        steps=330,
+        steps=440,
         evaluation_size=1000,
         validation_size=1000,
+        loss_scale=784,
     )
 
 

@@ -32,6 +32,7 @@ class Task:
         batch_size: examples a step.
         steps: the usual length of a run.
         evaluation_size: training examples on which the training loss is evaluated; None for all of them.
+        loss_scale: the terms that the loss sums in an example; 1 for a mean.
         validation_size: validation examples that are evaluated during training; None for all of them.
     """
 
@@ -47,6 +48,7 @@ class Task:
     steps: int
     evaluation_size: int | None = None
     validation_size: int | None = None
+    loss_scale: float = 1.0
 
     def batches(self, seed: int) -> Iterator[Examples]:
         """Yield training batches without end: each epoch is a fresh permutation, cut into full batches.

@@ -1,0 +1,98 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from fisherlayers.race import Journal, Organizer, Plan, make_method, train
+from fisherlayers.race.contest import effective_options
+from race.small_task import small_task
+
+PLAN = Plan(steps=12, reference="Adam", trials=2, seeds=(0, 1), horizons=(1.0, 0.5), evaluations=4, timing_steps=3)
+METHODS = [make_method("Adam"), make_method("SGD"), make_method("Adam", reconstructed=True)]
+
+
+@pytest.fixture
+def even(monkeypatch):
+    """Every step takes one second."""
+    monkeypatch.setattr("fisherlayers.race.runner.Stopwatch._now", lambda self, beat=iter(range(10**6)): next(beat))
+
+
+def organizer(journal=None, task=None, **changes):
+    return Organizer(task or small_task(), replace(PLAN, **changes), Journal() if journal is None else journal)
+
+
+def test_every_method_runs_every_seed_and_horizon_at_its_best_rate(even):
+    contest = organizer().race(METHODS)
+    names = [method.name for method in METHODS]
+    assert {share: race.methods for share, race in contest.races.items()} == {1.0: names, 0.5: names}
+    for share, steps in ((1.0, 12), (0.5, 6)):
+        runs = contest.races[share].runs
+        assert [(run.seed, run.method) for run in runs] == [(seed, name) for seed in (0, 1) for name in names]
+        assert {run.final.step for run in runs} == {steps}
+        assert all(run.learning_rate == contest.searches[run.method].learning_rate for run in runs)
+    assert [len(contest.searches[name].trials) for name in names] == [2, 2, 2]
+
+
+def test_a_run_of_the_contest_is_a_run_of_train(even):
+    contest = organizer().race(METHODS)
+    run = contest.races[0.5].of("SGD")[1]
+    again = train(
+        small_task(), METHODS[1], learning_rate=run.learning_rate, seed=1, steps=6, evaluate_every=2, schedule="linear"
+    )
+    assert [point.validation_loss for point in run.points] == [point.validation_loss for point in again.points]
+
+
+def test_dear_steps_are_fewer(monkeypatch):
+    seconds = {"Adam": 1.0, "SGD": 1.5, "Adam reconstructed": 8.0}
+    monkeypatch.setattr(Organizer, "_step_seconds", lambda self, method: seconds[method.name])
+    host = organizer(most_seconds=2.0)
+    assert [host.steps_of(method, METHODS[0]) for method in METHODS] == [12, 12, 3]
+
+
+def test_a_rate_range_follows_the_loss(even):
+    wide, narrow = (
+        organizer(task=small_task(loss_scale=scale)).search(METHODS[1], METHODS[0]).trials for scale in (1.0, 784.0)
+    )
+    assert [trial.learning_rate for trial in narrow] == pytest.approx([trial.learning_rate / 784 for trial in wide])
+    free = [organizer(task=small_task(loss_scale=scale)).search(METHODS[0], METHODS[0]) for scale in (1.0, 784.0)]
+    assert free[0] == free[1]
+
+
+def test_a_stopped_contest_goes_on_from_its_journal(tmp_path, even, monkeypatch):
+    path = tmp_path / "new" / "journal.jsonl"
+    whole = organizer(Journal(path)).race(METHODS)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:7]) + lines[7][:40])  # killed while it wrote the eighth run
+    done = []
+
+    def counted(*arguments, **options):
+        done.append(options["seed"])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("fisherlayers.race.contest.train", counted)
+    again = organizer(Journal(path)).race(METHODS)
+    assert len(done) == len(lines) - 7
+    losses = [[run.final.validation_loss for run in contest.races[1.0].runs] for contest in (whole, again)]
+    assert losses[0] == losses[1]
+    assert [json.loads(line)["key"] for line in lines] == [
+        json.loads(line)["key"] for line in path.read_text().splitlines()
+    ]
+
+
+def test_a_damaged_journal_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"key": {}}\n')
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 1, is no finished run"):
+        Journal(path)
+
+
+def test_the_key_changes_with_the_options_of_reconstruct():
+    plain, ours, other = METHODS[0], METHODS[2], make_method("Adam", reconstructed=True, damping=0.123)
+    assert effective_options(plain) == {}
+    assert effective_options(ours)["damping"] != effective_options(other)["damping"] == "0.123"
+    assert effective_options(ours).keys() == effective_options(other).keys()
+
+
+def test_the_reference_must_race():
+    with pytest.raises(ValueError, match="must hold the reference 'Adam'"):
+        organizer().race(METHODS[1:])
