@@ -2,6 +2,7 @@
 
 import errno
 import io
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from fisherlayers.cli.race import Optimizer, TaskName
 from fisherlayers.cli.standings import Standings
-from fisherlayers.race import BASES, TASKS, Point, Progress, Trial, Tuning, race_from_json
+from fisherlayers.race import BASES, CONTENDERS, TASKS, Point, Progress, Trial, Tuning, race_from_json
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,16 @@ def test_fashion_mnist_when_absent_states_the_three_ways(refused, tmp_path, monk
 
 
 def test_names_are_those_of_the_library():
-    assert {name.value for name in TaskName} <= set(TASKS)
-    assert {name.value for name in Optimizer} == set(BASES)
+    assert {name.value for name in TaskName} == set(TASKS)
+    assert {name.value for name in Optimizer} == set(CONTENDERS)
+
+
+def test_the_race_needs_the_report_extra_only(run, tmp_path, monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("fisherlayers.demo")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    result = run("race", "--optimizer", "SGD", "--seeds", 1, "--steps", 2, "-o", tmp_path / "r.svg")
+    assert result.code == 0, result.err
 
 
 def test_the_live_table_shows_the_latest_evaluation_of_each_method():

@@ -4,10 +4,11 @@ import numpy as np
 
 from fisherlayers.data import TrainTest
 from fisherlayers.demo import Entry
-from fisherlayers.demo.figures import accuracy_picture, prediction_picture, race_picture
+from fisherlayers.demo.figures import accuracy_picture, prediction_picture
 from fisherlayers.demo.optimizers import Raced
 from fisherlayers.demo.pages import contest_section, contest_table, footer, race_section, race_table
 from fisherlayers.race import Race, Trial, Tuning
+from fisherlayers.race.figures import race_picture
 from fisherlayers.report import render
 from race.hand_made import run
 
@@ -69,13 +70,3 @@ def test_pictures_describe_what_they_show():
     assert "SGD reconstructed" in race_picture(RACED.race).alt
     assert "Deep Fisher Network 83.3, ConvNet 50.0" in accuracy_picture(ENTRIES).alt
     assert "6 test images" in prediction_picture(ENTRIES[0], DATA).alt
-
-
-def test_curves_are_medians_over_the_seeds(monkeypatch):
-    drawn = {}
-    monkeypatch.setattr("fisherlayers.demo.figures.curves", lambda panels, **_: drawn.update(panels) or b"<svg/>")
-    runs = tuple(run([2.0, loss], seed=seed, second=seed + 1.0) for seed, loss in enumerate([0.1, 0.4, 0.3]))
-    race_picture(Race("small", "a small task", "accuracy", 8, 10, "linear", (*runs, RUNS[4])))
-    (steps,), (seconds,) = drawn["by steps"], drawn["by time"]
-    assert (steps.name, list(steps.x), list(steps.y), steps.dashed) == ("SGD", [0, 10], [2.0, 0.3], True)
-    assert list(seconds.x) == [0, 2.0]

@@ -21,6 +21,7 @@ reconstructed run reaches the plain run's final training loss.
 Examples:
   fisherlayers race
   fisherlayers race --optimizer SGD --optimizer Adam --seeds 5 --tune 6
+  fisherlayers race --task shakespeare --optimizer AdamW --tune 4
   fisherlayers race --task fashion-mnist -o fashion.svg --json fashion.json
 """
 
@@ -41,11 +42,19 @@ class TaskName(StrEnum):
 
 
 class Optimizer(StrEnum):
-    """The keys of `fisherlayers.race.BASES`."""
+    """The keys of `fisherlayers.race.CONTENDERS`."""
 
     SGD = "SGD"
     ADAM = "Adam"
     MUON = "Muon"
+    ADAMW = "AdamW"
+    SOAP = "SOAP"
+    SHAMPOO = "Shampoo"
+    PSGD_KRON = "PSGD-Kron"
+    K_FAC = "K-FAC"
+
+
+USUAL: Final = (Optimizer.SGD, Optimizer.ADAM, Optimizer.MUON)
 
 
 @guarded
@@ -53,7 +62,10 @@ def race(
     task: Annotated[TaskName, typer.Option(help="What is trained; digits needs no download.")] = TaskName.DIGITS,
     optimizer: Annotated[
         list[Optimizer] | None,
-        typer.Option(case_sensitive=False, help="May be repeated; all if not given."),
+        typer.Option(
+            case_sensitive=False,
+            help="May be repeated; SGD, Adam and Muon if not given. The last four need the extra 'bench'.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, from different initial weights.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run; the task's if not given.")] = None,
@@ -74,10 +86,10 @@ def race(
             check_writable(path.absolute().parent)
     from fisherlayers import race as races
     from fisherlayers.cli.standings import Standings
-    from fisherlayers.demo import race_picture
+    from fisherlayers.race.figures import race_picture
 
     contest = races.load_task(task.value)
-    bases = list(dict.fromkeys(optimizer or Optimizer))
+    bases = list(dict.fromkeys(optimizer or USUAL))
     methods = [races.make_method(base.value, reconstructed=again) for base in bases for again in (False, True)]
     rates = tuned_learning_rates(contest, methods, trials=tune, steps=steps)
     with Standings(contest.metric_name) as standings:

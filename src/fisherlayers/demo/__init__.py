@@ -6,7 +6,6 @@ except ImportError as error:
     raise ImportError(f"the demo needs scikit-image ({error}): python -m pip install 'fisherlayers[demo]'") from error
 
 from fisherlayers.demo.contest import Entry, enter, hold_contest
-from fisherlayers.demo.figures import race_picture
 from fisherlayers.demo.run import SUBJECTS, Outcome, run_demo
 
-__all__ = ["SUBJECTS", "Entry", "Outcome", "enter", "hold_contest", "race_picture", "run_demo"]
+__all__ = ["SUBJECTS", "Entry", "Outcome", "enter", "hold_contest", "run_demo"]

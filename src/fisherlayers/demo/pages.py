@@ -9,9 +9,10 @@ import torch
 
 from fisherlayers.data import TrainTest
 from fisherlayers.demo.contest import Entry
-from fisherlayers.demo.figures import accuracy_picture, prediction_picture, race_picture
+from fisherlayers.demo.figures import accuracy_picture, prediction_picture
 from fisherlayers.demo.optimizers import Raced
 from fisherlayers.race import BASES, Summary, summarize
+from fisherlayers.race.figures import race_picture
 from fisherlayers.report import Section, Table
 
 
