@@ -2,10 +2,11 @@
 
 Contenders: SGD, AdamW and Muon, plain and reconstructed with the library's defaults; SOAP, Shampoo, PSGD-Kron and
 K-FAC with the settings that their authors recommend (`fisherlayers.race.PEERS`). Every method tries as many learning
-rates, one drawn at random from each equal part of its logarithmic range, on one tuning seed; the lowest validation
-loss decides. Then every method runs on three other seeds with the full number of steps, and with a third of them (a
-user who is content with AdamW's loss plans a shorter run); the learning rate falls linearly to zero over the run.
-Where steps are so dear that a run would take more than twice AdamW's seconds, the run has fewer steps: what fits.
+rates, one drawn at random from each equal part of its logarithmic range, on half of the steps and a seed of its own;
+the lowest validation loss decides. Then every method runs on three other seeds with the full number of steps, and with
+a third of them (a user who is content with AdamW's loss plans a shorter run); the learning rate falls linearly to zero
+over the run. A run that comes to 1.5 times AdamW's seconds before its last step ends there, and its schedule with it:
+methods with dear steps take fewer.
 
 Target: the validation loss with which AdamW's full run of the same seed ends. Steps and seconds until an evaluation is
 as low, over AdamW's own, median over the seeds; a method is judged on the horizon on which it arrives soonest. Seeds
@@ -31,6 +32,7 @@ from fisherlayers.race.verdict import Measure, Standing, best, standings
 OURS = ("SGD", "AdamW", "Muon")
 PEERS = ("SGD", "AdamW", "Muon", "SOAP", "Shampoo", "PSGD-Kron", "K-FAC")
 MEASURES: dict[str, Measure] = {"": "validation_loss", ", training loss": "train_loss"}
+BUDGET: dict[str, Any] = {"trial_share": 0.5, "evaluations": 16, "most_seconds": 1.5}
 FLOOR = 1e-2
 """Losses below this, in nats, are no further progress."""
 
@@ -61,7 +63,7 @@ def main(name: str, task_name: str, *, steps: int, left_out: Sequence[str] = (),
     torch.set_num_threads(1)
 
     methods = contenders(left_out=left_out)
-    plan = Plan(chosen.steps, trials=chosen.trials, seeds=tuple(range(chosen.seeds)), most_seconds=2.0)
+    plan = Plan(chosen.steps, trials=chosen.trials, seeds=tuple(range(chosen.seeds)), **BUDGET)
     organizer = Organizer(load_task(task_name), plan, Journal(chosen.journal), on_run=tell)
     if chosen.search:
         reference = make_method(plan.reference)
@@ -159,6 +161,7 @@ def _ratio(name: str, value: float, values: Sequence[float], seeds: Sequence[int
 
 def describe(contest: Contest, methods: Sequence[Method], notes: str) -> dict[str, Any]:
     """Return the protocol, the searches, the standings and the median curves, as JSON can hold them."""
+    able = contest.races[1.0].methods
     return {
         "protocol": __doc__,
         "notes": notes,
@@ -174,19 +177,19 @@ def describe(contest: Contest, methods: Sequence[Method], notes: str) -> dict[st
         "optimizers": {method.base: method.optimizer.settings for method in methods},
         "learning_rate_ranges": {method.base: method.optimizer.learning_rates for method in methods},
         "reconstruct": effective_options(make_method("SGD", reconstructed=True)),
-        "steps": dict(contest.steps),
+        "steps": {name: statistics.median(run.final.step for run in contest.races[1.0].of(name)) for name in able},
         "searches": {
             name: [[trial.learning_rate, trial.validation_loss] for trial in tuning.trials]
             for name, tuning in contest.searches.items()
         },
         "horizons": {entry.method: entry.horizon for entry in standings(contest, floor=FLOOR).values()},
-        "curves": {name: curve(contest.races[1.0].of(name)) for name in contest.races[1.0].methods},
+        "curves": {name: curve(contest.races[1.0].of(name)) for name in able},
     }
 
 
 def curve(runs: Sequence[Run]) -> dict[str, list[float | None]]:
     """Return the median curves over the seeds of one method's full runs; None where a loss is not finite."""
-    rows = list(zip(*(run.points for run in runs if not run.diverged), strict=True))
+    rows = list(zip(*(run.points for run in runs if not run.diverged), strict=False))
     read = {
         "steps": lambda point: point.step,
         "seconds": lambda point: point.seconds,

@@ -2,19 +2,21 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fisherlayers.race import Journal, Organizer, Plan, make_method, train
 from fisherlayers.race.contest import effective_options
 from race.small_task import small_task
 
-PLAN = Plan(steps=12, reference="Adam", trials=2, seeds=(0, 1), horizons=(1.0, 0.5), evaluations=4, timing_steps=3)
+PLAN = Plan(steps=12, reference="Adam", trials=2, seeds=(0, 1), horizons=(1.0, 0.5), evaluations=3, most_seconds=1e9)
 METHODS = [make_method("Adam"), make_method("SGD"), make_method("Adam", reconstructed=True)]
 
 
 @pytest.fixture
 def even(monkeypatch):
     """Every step takes one second."""
-    monkeypatch.setattr("fisherlayers.race.runner.Stopwatch._now", lambda self, beat=iter(range(10**6)): next(beat))
+    beat = iter(range(10**6))
+    monkeypatch.setattr("fisherlayers.race.runner.Stopwatch._now", lambda self: next(beat))
 
 
 def organizer(journal=None, task=None, **changes):
@@ -43,10 +45,28 @@ def test_a_run_of_the_contest_is_a_run_of_train(even):
 
 
 def test_dear_steps_are_fewer(monkeypatch):
-    seconds = {"Adam": 1.0, "SGD": 1.5, "Adam reconstructed": 8.0}
-    monkeypatch.setattr(Organizer, "_step_seconds", lambda self, method: seconds[method.name])
+    now = [0.0]
+    dear = {"Adam": 1.0, "SGD": 1.5, "AdamW": 8.0}
+
+    def slow(name):
+        method = make_method(name)
+        return replace(method, optimizer=replace(method.optimizer, make=lambda model, rate: [Slow(model, rate, name)]))
+
+    class Slow(torch.optim.SGD):
+        def __init__(self, model, rate, name):
+            super().__init__(model.parameters(), lr=1e-3 * rate)
+            self.name = name
+
+        def step(self, closure=None):
+            now[0] += dear[self.name]
+            super().step(closure)
+
+    monkeypatch.setattr("fisherlayers.race.runner.Stopwatch._now", lambda self: now[0])
     host = organizer(most_seconds=2.0)
-    assert [host.steps_of(method, METHODS[0]) for method in METHODS] == [12, 12, 3]
+    assert host.reference_seconds(slow("Adam")) == 12
+    contest = host.race([slow(name) for name in dear])
+    for share, steps in ((1.0, {"Adam": 12, "SGD": 12, "AdamW": 3}), (0.5, {"Adam": 6, "SGD": 6, "AdamW": 2})):
+        assert {run.method: run.final.step for run in contest.races[share].runs} == steps
 
 
 def test_a_rate_range_follows_the_loss(even):

@@ -107,6 +107,29 @@ def test_evaluation_is_outside_the_clock(monkeypatch):
     assert [point.seconds for point in run.points] == [0, 4, 8]
 
 
+def test_a_limit_of_seconds_ends_the_run_and_its_schedule(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("fisherlayers.race.runner.time", clock)
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            clock.now += 2
+            super().step(closure)
+
+    method = replace(
+        SGD, optimizer=replace(SGD.optimizer, make=lambda model, rate: [Watched(model.parameters(), rate)])
+    )
+    run = train(small_task(), method, learning_rate=1.0, seed=0, steps=100, evaluate_every=25, most_seconds=16.0)
+    assert [(point.step, point.seconds) for point in run.points] == [(0, 0), (2, 4), (4, 8), (6, 12), (8, 16)]
+    # The schedule learns of a step's seconds after it.
+    assert rates == pytest.approx([1.0, 0.99, *(1 - 2 * done / 16 for done in range(1, 7))])
+    assert not run.diverged or run.final.train_loss > run.points[0].train_loss
+    with pytest.raises(ValueError, match="most_seconds must be more than 0"):
+        train(small_task(), SGD, learning_rate=1.0, seed=0, steps=1, most_seconds=0.0)
+
+
 def test_the_stopwatch_adds_up_its_blocks(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("fisherlayers.race.runner.time", clock)

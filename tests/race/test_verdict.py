@@ -20,7 +20,7 @@ def contest(full, short=()):
         for share, runs in ((1.0, full), (0.5, short))
         if runs
     }
-    return Contest("a small task", PLAN, {}, {}, races)
+    return Contest("a small task", PLAN, {}, races)
 
 
 def test_ratios_are_to_the_first_visit_of_the_references_final_loss():

@@ -1,12 +1,13 @@
 """The official protocol: search each method's learning rate, then race all methods, with every run remembered.
 
 All methods get the same number of learning rates, drawn by the same rule from a range around the recommended one; the
-lowest validation loss decides. A run has the task's steps, or as many as fit into `Plan.most_seconds` times the
-reference's seconds if its steps are dearer; its learning rate falls to zero over exactly those steps. As a user who
-is content with the reference's loss would plan a shorter run, every method is also raced on the shorter horizons.
+lowest validation loss decides. A run has the plan's steps, or as many as fit into `Plan.most_seconds` times the
+reference's seconds if its steps are dearer; its learning rate falls to zero over just those. As a user who is content
+with the reference's loss would plan a shorter run, every method is also raced on the shorter horizons.
 """
 
 import inspect
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,24 +29,24 @@ class Plan:
         steps: of a full run.
         reference: the name of the method whose loss is the target.
         trials: learning rates tried a method.
+        trial_share: of a full run that a trial takes.
         seeds: of the raced runs.
         tuning_seed: of the trials; apart from `seeds`.
         horizons: shares of the full run that are raced; the first is 1.
         evaluations: of a run.
         most_seconds: of a run, over the reference's full run.
-        timing_steps: on which the seconds of a step are estimated.
         schedule: of the learning rate.
     """
 
     steps: int
     reference: str = "AdamW"
     trials: int = 4
+    trial_share: float = 1.0
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 1000
     horizons: tuple[float, ...] = (1.0, 1 / 3)
     evaluations: int = 20
     most_seconds: float = 3.0
-    timing_steps: int = 40
     schedule: str = "linear"
 
 
@@ -56,14 +57,12 @@ class Contest:
     Attributes:
         task: its title.
         plan: the budget.
-        steps: method -> steps of its full run.
         searches: method -> its search.
         races: horizon -> the runs.
     """
 
     task: str
     plan: Plan
-    steps: Mapping[str, int]
     searches: Mapping[str, Tuning]
     races: Mapping[float, Race]
 
@@ -86,21 +85,20 @@ class Organizer:
         self.journal = journal
         self.on_run = on_run
 
-    def steps_of(self, method: Method, reference: Method) -> int:
-        """Return the steps of a method's full run.
+    def reference_seconds(self, reference: Method) -> float:
+        """Return the seconds of a full run of the reference, from the seconds of a step in its search.
 
         Args:
-            method: a contender.
             reference: the method of the target.
 
         Returns:
-            The plan's steps, or fewer if they would take more than `Plan.most_seconds` of the reference's seconds.
+            CPU seconds.
         """
-        ratio = self._step_seconds(method) / self._step_seconds(reference)
-        return min(self.plan.steps, max(1, round(self.plan.steps * self.plan.most_seconds / ratio)))
+        finals = [run.final for run in self._trials(reference, None)]
+        return self.plan.steps * statistics.median(point.seconds / point.step for point in finals if point.step)
 
     def search(self, method: Method, reference: Method) -> Tuning:
-        """Try the plan's number of learning rates on full runs of one seed.
+        """Try the plan's number of learning rates on runs of one seed.
 
         Args:
             method: a contender.
@@ -109,15 +107,11 @@ class Organizer:
         Returns:
             The trials.
         """
-        steps, seed = self.steps_of(method, reference), self.plan.tuning_seed
-        limits = method.optimizer.search_range(self.task.loss_scale)
-        rates = draw_learning_rates(*limits, trials=self.plan.trials, seed=seed)
         trials = []
-        for rate in rates:
-            run = self._run(method, rate, seed, steps)
+        for run in self._trials(method, self._limit(method, reference)):
             loss = lowest_validation_loss(run)
-            trials.append(Trial(rate, loss, None if loss is None else run.final.train_loss))
-        return Tuning(method.name, (seed,), tuple(trials))
+            trials.append(Trial(run.learning_rate, loss, None if loss is None else run.final.train_loss))
+        return Tuning(method.name, (self.plan.tuning_seed,), tuple(trials))
 
     def race(self, methods: Sequence[Method]) -> Contest:
         """Search, then run every method with every seed on every horizon, the methods in turn.
@@ -135,15 +129,14 @@ class Organizer:
         if self.plan.reference not in named:
             raise ValueError(f"methods must hold the reference {self.plan.reference!r}; got {list(named)}")
         reference = named[self.plan.reference]
-        steps = {name: self.steps_of(method, reference) for name, method in named.items()}
         searches = {name: self.search(method, reference) for name, method in named.items()}
         able = [name for name in named if any(trial.validation_loss is not None for trial in searches[name].trials)]
         runs: dict[float, list[Run]] = {share: [] for share in self.plan.horizons}
         for seed in self.plan.seeds:
             for share in self.plan.horizons:
                 for name in able:
-                    length = max(1, round(share * steps[name]))
-                    runs[share].append(self._run(named[name], searches[name].learning_rate, seed, length))
+                    limit = self._limit(named[name], reference)
+                    runs[share].append(self._run(named[name], searches[name].learning_rate, seed, share, limit))
         task, plan = self.task, self.plan
         races = {
             share: Race(
@@ -157,20 +150,30 @@ class Organizer:
             )
             for share, found in runs.items()
         }
-        return Contest(task.title, plan, steps, searches, races)
+        return Contest(task.title, plan, searches, races)
 
-    def _step_seconds(self, method: Method) -> float:
-        rate, seed, steps = (
-            method.optimizer.search_range(self.task.loss_scale)[0],
-            self.plan.tuning_seed,
-            self.plan.timing_steps,
-        )
-        run = self._run(method, rate, seed, steps, evaluations=1)
-        return run.final.seconds / run.final.step
+    def _limit(self, method: Method, reference: Method) -> float | None:
+        """Return the most seconds of a full run; the reference itself has no limit."""
+        if method.name == reference.name:
+            return None
+        return self.plan.most_seconds * self.reference_seconds(reference)
 
-    def _run(self, method: Method, rate: float, seed: int, steps: int, *, evaluations: int | None = None) -> Run:
-        every = max(1, round(steps / (evaluations or self.plan.evaluations)))
-        shared: dict[str, Any] = {"seed": seed, "steps": steps, "schedule": self.plan.schedule, "evaluate_every": every}
+    def _trials(self, method: Method, limit: float | None) -> list[Run]:
+        plan = self.plan
+        limits = method.optimizer.search_range(self.task.loss_scale)
+        rates = draw_learning_rates(*limits, trials=plan.trials, seed=plan.tuning_seed)
+        return [self._run(method, rate, plan.tuning_seed, plan.trial_share, limit) for rate in rates]
+
+    def _run(self, method: Method, rate: float, seed: int, share: float, limit: float | None) -> Run:
+        """Return the run of a share of the full length; `limit` is the full run's."""
+        steps = max(1, round(share * self.plan.steps))
+        shared: dict[str, Any] = {
+            "seed": seed,
+            "steps": steps,
+            "schedule": self.plan.schedule,
+            "evaluate_every": max(1, round(steps / self.plan.evaluations)),
+            "most_seconds": None if limit is None else share * limit,
+        }
         key = {
             "task": self.task.title,
             "batch_size": self.task.batch_size,

@@ -124,6 +124,7 @@ def train(
     steps: int,
     schedule: str = "linear",
     evaluate_every: int | None = None,
+    most_seconds: float | None = None,
     clock: Clock = "wall",
     on_point: Callable[[Point], None] | None = None,
 ) -> Run:
@@ -137,6 +138,8 @@ def train(
         steps: at least 1.
         schedule: of the learning rate: "constant", "linear" or "cosine", the last two down to zero.
         evaluate_every: steps between evaluations; a hundredth of the run, at least 1, if not given.
+        most_seconds: of training: where they end before the steps do, the run ends with them, and schedule and
+            evaluations are spread over them; more than 0.
         clock: "wall", or "cpu" for this process's CPU seconds, which other load on the machine changes less.
         on_point: called with every evaluation.
 
@@ -150,15 +153,18 @@ def train(
         raise ValueError(f"expected steps >= 1 and learning_rate > 0; got {steps} and {learning_rate}")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {sorted(SCHEDULES)}; got {schedule!r}")
+    if most_seconds is not None and most_seconds <= 0:
+        raise ValueError(f"most_seconds must be more than 0; got {most_seconds}")
     every = max(1, steps // 100) if evaluate_every is None else evaluate_every
     if every < 1:
         raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, optimizers = method.prepare(task.make_model(), learning_rate)
-        points = _steps(task, model, optimizers, seed, steps, SCHEDULES[schedule], every, clock, on_point)
+        length = Length(steps, every, most_seconds, Stopwatch(clock))
+        points, finished = _steps(task, model, optimizers, seed, SCHEDULES[schedule], length, on_point)
     losses = [point.train_loss for point in points]
-    diverged = points[-1].step < steps or not math.isfinite(losses[-1]) or losses[-1] > losses[0]
+    diverged = not finished or not math.isfinite(losses[-1]) or losses[-1] > losses[0]
     return Run(method.name, method.base, method.reconstructed, seed, learning_rate, diverged, tuple(points))
 
 
@@ -167,38 +173,38 @@ def _steps(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     seed: int,
-    steps: int,
     shape: Callable[[float], float],
-    every: int,
-    clock: Clock,
+    length: "Length",
     on_point: Callable[[Point], None] | None,
-) -> list[Point]:
-    schedulers = [LambdaLR(optimizer, lambda step: shape(step / steps)) for optimizer in optimizers]
-    stopwatch = Stopwatch(clock)
+) -> tuple[list[Point], bool]:
+    """Return the evaluations, and whether the run came to its end."""
+    schedulers = [LambdaLR(optimizer, lambda step: shape(length.share(step))) for optimizer in optimizers]
     points: list[Point] = []
 
     def evaluate(step: int) -> None:
-        points.append(_evaluate(task, model, step, stopwatch.seconds))
+        points.append(_evaluate(task, model, step, length.stopwatch.seconds))
         if on_point is not None:
             on_point(points[-1])
 
     evaluate(0)
-    for step, batch in zip(range(1, steps + 1), task.batches(seed), strict=False):
-        with stopwatch.running():
+    for step, batch in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
+        with length.stopwatch.running():
             loss = task.loss(model(batch.inputs), batch.targets)
             if not math.isfinite(loss.item()):
-                break
+                return points, False
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()
                 scheduler.step()
-        if step % every == 0 or step == steps:
+        if length.to_evaluate(step):
             evaluate(step)
             if not math.isfinite(points[-1].train_loss):
-                break
-    return points
+                return points, False
+        if length.share(step) >= 1:
+            break
+    return points, True
 
 
 @dataclass
@@ -219,6 +225,37 @@ class Stopwatch:
 
     def _now(self) -> float:
         return time.perf_counter() if self.clock == "wall" else time.process_time()
+
+
+@dataclass
+class Length:
+    """How long a run is: in steps, or in seconds where those end first.
+
+    Attributes:
+        steps: at most.
+        every: steps between evaluations, or the same share of the seconds.
+        most_seconds: at most; None for no limit.
+        stopwatch: counts the seconds.
+        evaluated: evaluations after the first that were due so far.
+    """
+
+    steps: int
+    every: int
+    most_seconds: float | None
+    stopwatch: Stopwatch
+    evaluated: int = 0
+
+    def share(self, step: int) -> float:
+        """Return the share of the run that is over after `step` steps, in [0, 1]."""
+        spent = 0.0 if self.most_seconds is None else self.stopwatch.seconds / self.most_seconds
+        return min(1.0, max(step / self.steps, spent))
+
+    def to_evaluate(self, step: int) -> bool:
+        """Return whether an evaluation is due after `step` steps; true once for each that is."""
+        share = self.share(step)
+        due = math.floor(share * self.steps / self.every + 1e-9)
+        before, self.evaluated = self.evaluated, due
+        return due > before or share >= 1
 
 
 def _evaluate(task: Task, model: nn.Module, step: int, seconds: float) -> Point:

@@ -61,7 +61,8 @@ def mnist(name: str = "mnist") -> Task:
         lambda: multilayer_perceptron(widths),
         batch_size=50,
         steps=1650,
-        evaluation_size=2500,
+        evaluation_size=1000,
+        validation_size=2500,
     )
 
 
@@ -82,7 +83,8 @@ def fashion_mnist() -> Task:
         lambda: multilayer_perceptron([784, 512, 512, 512, 10]),
         batch_size=500,
         steps=440,
-        evaluation_size=2500,
+        evaluation_size=1000,
+        validation_size=2000,
     )
 
 
@@ -100,7 +102,7 @@ def mnist_autoencoder() -> Task:
         metric_name="explained variance",
         batch_size=250,
         steps=440,
-        evaluation_size=1000,
+        evaluation_size=500,
         validation_size=1000,
         loss_scale=784,
     )
@@ -118,8 +120,8 @@ def cifar10() -> Task:
         lambda: residual_network([16, 32, 64], 10),
         batch_size=100,
         steps=200,
-        evaluation_size=1000,
-        validation_size=2000,
+        evaluation_size=300,
+        validation_size=1000,
     )
 
 

@@ -24,8 +24,8 @@ def penn_treebank() -> Task:
         metric_name="accuracy",
         batch_size=20,
         steps=150,
-        evaluation_size=100,
-        validation_size=200,
+        evaluation_size=40,
+        validation_size=100,
     )
 
 
@@ -44,8 +44,8 @@ def shakespeare() -> Task:
         metric_name="accuracy",
         batch_size=16,
         steps=400,
-        evaluation_size=100,
-        validation_size=200,
+        evaluation_size=40,
+        validation_size=100,
     )
 
 
