@@ -58,17 +58,20 @@ def main(name: str, task_name: str, *, steps: int, left_out: Sequence[str] = (),
     parser.add_argument("--trials", type=int, default=3, help="learning rates a method (default: 3)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method and horizon (default: 3)")
     parser.add_argument("--journal", type=Path, help="file that keeps finished runs: a stopped race goes on from it")
-    parser.add_argument("--search", metavar="METHOD", nargs="+", help="search these methods' learning rates, no more")
+    parser.add_argument(
+        "--search", metavar="METHOD", nargs="+", help="search these methods' learning rates (_ for a space), no more"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)
 
     methods = contenders(left_out=left_out)
     plan = Plan(chosen.steps, trials=chosen.trials, seeds=tuple(range(chosen.seeds)), **BUDGET)
     organizer = Organizer(load_task(task_name), plan, Journal(chosen.journal), on_run=tell)
-    if chosen.search:
+    wanted = [name.replace("_", " ") for name in chosen.search or ()]
+    if wanted:
         reference = make_method(plan.reference)
         for method in methods:
-            if method.name in chosen.search:
+            if method.name in wanted:
                 organizer.search(method, reference)
         return
     contest = organizer.race(methods)

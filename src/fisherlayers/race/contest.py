@@ -74,7 +74,7 @@ class Organizer:
         task: what is trained.
         plan: the budget.
         journal: where finished runs are kept.
-        on_run: called with every run, new or remembered.
+        on_run: called with every new run.
     """
 
     def __init__(
@@ -183,10 +183,14 @@ class Organizer:
             "learning_rate": rate,
             **shared,
         }
-        run = self.journal.run(key, lambda: train(self.task, method, learning_rate=rate, clock="cpu", **shared))
-        if self.on_run is not None:
-            self.on_run(run)
-        return run
+
+        def compute() -> Run:
+            run = train(self.task, method, learning_rate=rate, clock="cpu", **shared)
+            if self.on_run is not None:
+                self.on_run(run)
+            return run
+
+        return self.journal.run(key, compute)
 
 
 def effective_options(method: Method) -> dict[str, Any]:
