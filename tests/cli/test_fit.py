@@ -58,6 +58,31 @@ def test_a_table_gives_the_same_model_as_a_folder(run, folder, tmp_path):
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
 
 
+def test_memory_and_a_workspace_do_not_change_the_model(run, fitted, tmp_path):
+    options = ["--memory", "100KB", "--workspace", tmp_path / "work", "--validation", "0"]
+    for name in ("a", "b"):
+        assert run("fit", fitted.train, "-o", tmp_path / name, *FAST, *options).code == 0
+        assert (tmp_path / name / "weights.safetensors").read_bytes() == (
+            fitted.model / "weights.safetensors"
+        ).read_bytes()
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    saved = DeepFisherNetwork.load(tmp_path / "b")
+    assert (saved.memory, saved.workspace) == ("100KB", None)
+
+
+def test_balanced_classes(run, fitted, tmp_path):
+    result = run("fit", fitted.train, "-o", tmp_path / "m", *FAST, "--balanced", "--validation", "0")
+    assert result.code == 0
+    assert DeepFisherNetwork.load(tmp_path / "m").class_weight == "balanced"
+
+
+def test_refused_memory_and_workspace(refused, fitted, tmp_path):
+    assert "memory must be a positive number" in refused("fit", fitted.train, "-o", tmp_path / "m", "--memory", "much")
+    (tmp_path / "file").touch()
+    options = ["--workspace", tmp_path / "file"]
+    assert "a folder is needed there" in refused("fit", fitted.train, "-o", tmp_path / "m", *options)
+
+
 def test_two_layers_by_default(run, fitted, tmp_path):
     result = run("fit", fitted.train, "-o", tmp_path / "m", "--components", "4", "--validation", "0")
     assert result.code == 0, result.err

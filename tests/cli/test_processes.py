@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cli.conftest import FAST
 from cli.pictures import write_folder
+from fisherlayers.fisher_vectors import DeepFisherNetwork
 
 COMMAND = [sys.executable, "-c", "from fisherlayers.cli import main; main()"]
 
@@ -18,6 +20,17 @@ COMMAND = [sys.executable, "-c", "from fisherlayers.cli import main; main()"]
 def call(*arguments, **options):
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output="stdout" not in options, text=True, timeout=120, **options
+    )
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background inherits an ignored Ctrl-C, which a program has to respect.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -53,18 +66,38 @@ def test_an_error_is_one_message_and_code_2(tmp_path):
     assert result.stdout == ""
 
 
+def test_torchrun_fits_the_model_of_one_process(fitted, tmp_path):
+    """Started by torchrun itself: two processes share the work, the first one speaks and saves."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["-m", "fisherlayers", "fit", fitted.train, "-o", tmp_path / "m", *FAST, "--validation", "0"]
+    result = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("images    24\n") == 1
+    assert result.stderr.count("encode ...") == 1
+    images = sorted(fitted.test.glob("*/*.png"))
+    one, two = (DeepFisherNetwork.load(folder).decision_function(images) for folder in (fitted.model, tmp_path / "m"))
+    np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+def test_ctrl_c_names_the_workspace(tmp_path):
+    pictures = write_folder(tmp_path / "pictures", per_class=6, shape=(128, 128))
+    options = [*FAST, "--preset", "photos", "--validation", "0", "--workspace", tmp_path / "work"]
+    process = start("fit", pictures, "-o", tmp_path / "m", *options)
+    for line in process.stderr:
+        if line.startswith("encode"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.endswith(f"interrupted; finished work is kept in {tmp_path / 'work'}\n")
+    assert "layer-1" in {path.name for path in next((tmp_path / "work").iterdir()).iterdir()}
+
+
 @pytest.mark.parametrize("after", ["reading images", "layer 1: descriptors", "encode"])
 def test_ctrl_c_ends_fit_and_leaves_nothing(tmp_path, after):
     pictures = write_folder(tmp_path / "pictures", per_class=6, shape=(128, 128))
     arguments = ["fit", pictures, "-o", tmp_path / "m", *FAST, "--preset", "photos", "--validation", "0"]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background inherits an ignored Ctrl-C, which a program has to respect.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(*arguments)
     lines = []
     for line in process.stderr:
         lines.append(line)

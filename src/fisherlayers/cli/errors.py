@@ -44,7 +44,10 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 command(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted; nothing was written", err=True)
+            kept = (
+                f"finished work is kept in {kwargs['workspace']}" if kwargs.get("workspace") else "nothing was written"
+            )
+            typer.echo(f"\ninterrupted; {kept}", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # the reader, such as head, has seen enough
             raise

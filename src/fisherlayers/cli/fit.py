@@ -22,6 +22,8 @@ Examples:
   fisherlayers fit flowers/train -o flowers-model
   fisherlayers fit labels.csv -o model --depth 1 --validation 0.1
   fisherlayers fit photos -o model --preset paper --jobs 4 --no-refit
+  fisherlayers fit many -o model --memory 4GB --workspace finished
+  torchrun --nproc-per-node 2 -m fisherlayers fit many -o model --jobs 1
 """
 
 
@@ -58,7 +60,22 @@ def fit(
         bool, typer.Option(help="After the estimate, fit again on all images; otherwise save the first model.")
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice; the same seed gives the same model.")] = 0,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Let classes weigh the same, however many images each has.")
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Threads over images; -1 for all cores.")] = -1,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for what grows with the images, such as 4GB; more goes to disk."),
+    ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep finished work here: after a crash or Ctrl-C, the same command goes on from it. Remove it later.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where encodings are computed, as PyTorch names it.")] = "cpu",
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out instead of stopping.")
     ] = False,
@@ -66,49 +83,64 @@ def fit(
 ) -> None:
     """Fit, estimate the accuracy, and save."""
     started = time.perf_counter()
-    from fisherlayers.cli.output import check_model_place
+    from fisherlayers.cli.output import check_model_place, check_writable
 
     check_model_place(output, source)
+    if workspace is not None:
+        check_writable(workspace)
     import numpy as np
 
     from fisherlayers.cli.console import Stages
     from fisherlayers.cli.image_inputs import by_parts, list_images, read_labelled
+    from fisherlayers.cli.launch import started_processes
 
-    images, names, classes = read_labelled(list_images(source, min_classes=2), skip_unreadable=skip_unreadable)
-    from scipy.stats import binomtest
+    with started_processes() as (group, is_first):
+        images, names, classes = read_labelled(list_images(source, min_classes=2), skip_unreadable=skip_unreadable)
+        from scipy.stats import binomtest
 
-    from fisherlayers.fisher_vectors import DeepFisherNetwork
+        from fisherlayers.fisher_vectors import DeepFisherNetwork
 
-    def train(members: "NDArray[np.intp]", prefix: str = "") -> DeepFisherNetwork:
-        model = DeepFisherNetwork(
-            depth=depth, components=components, preset=preset.value, random_state=seed, n_jobs=jobs
-        )
-        with Stages(prefix) as stages:
-            return model.fit([images[index] for index in members], names[members], progress=stages)
+        def train(members: "NDArray[np.intp]", prefix: str = "") -> DeepFisherNetwork:
+            model = DeepFisherNetwork(
+                depth=depth,
+                components=components,
+                preset=preset.value,
+                class_weight="balanced" if balanced else None,
+                random_state=seed,
+                n_jobs=jobs,
+                memory=memory,
+                workspace=workspace,
+                device=device,
+            )
+            with Stages(prefix) as stages:
+                chosen = [images[index] for index in members]
+                return model.fit(chosen, names[members], progress=stages, process_group=group)
 
-    everything = np.arange(len(names))
-    held_out = hold_out(names, validation, seed)
-    used, estimate = everything, "not estimated"
-    if len(held_out):
-        prefix = "estimate: " if refit else ""
-        used = np.setdiff1d(everything, held_out)
-        model = train(used, prefix)
-        right = by_parts(model.predict, [images[index] for index in held_out], prefix=prefix) == names[held_out]
-        low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-        estimate = (
-            f"{_percent(right.mean())} (95 % interval {_percent(low)} to {_percent(high)}, {len(right)} held out)"
-        )
-    elif validation:
-        typer.echo("note: the classes have too few images to hold any out; the accuracy is not estimated", err=True)
-    if refit or not len(held_out):
-        used, model = everything, train(everything)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    model.save(output)
-    typer.echo(f"classes   {len(classes)}")
-    typer.echo(f"images    {len(used)}")
-    typer.echo(f"accuracy  {estimate}")
-    typer.echo(f"time      {time.perf_counter() - started:.1f} s")
-    typer.echo(f"model     {output}")
+        everything = np.arange(len(names))
+        held_out = hold_out(names, validation, seed)
+        used, estimate = everything, "not estimated"
+        if len(held_out):
+            prefix = "estimate: " if refit else ""
+            used = np.setdiff1d(everything, held_out)
+            model = train(used, prefix)
+            if is_first:
+                predicted = by_parts(model.predict, [images[index] for index in held_out], prefix=prefix)
+                right = predicted == names[held_out]
+                low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+                interval = f"95 % interval {_percent(low)} to {_percent(high)}, {len(right)} held out"
+                estimate = f"{_percent(right.mean())} ({interval})"
+        elif validation:
+            typer.echo("note: the classes have too few images to hold any out; the accuracy is not estimated", err=True)
+        if refit or not len(held_out):
+            used, model = everything, train(everything)
+        if is_first:
+            output.absolute().parent.mkdir(parents=True, exist_ok=True)
+            model.save(output)
+        typer.echo(f"classes   {len(classes)}")
+        typer.echo(f"images    {len(used)}")
+        typer.echo(f"accuracy  {estimate}")
+        typer.echo(f"time      {time.perf_counter() - started:.1f} s")
+        typer.echo(f"model     {output}")
 
 
 def hold_out(names: "NDArray[np.str_]", share: float, seed: int) -> "NDArray[np.intp]":

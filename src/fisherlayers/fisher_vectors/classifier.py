@@ -343,7 +343,9 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
             folder: Created; a model that is there is replaced once the new one is complete.
         """
         check_is_fitted(self)
+        # Folders and devices are this machine's.
         parameters = {name: _plain(value) for name, value in self.get_params().items()}
+        parameters |= {"workspace": None, "device": "cpu"}
         config = {
             "model": type(self).__name__,
             "parameters": parameters,

@@ -7,6 +7,7 @@ and encodings are held, and the latter on disk where they are too large. `execut
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -125,7 +126,7 @@ def encode_images(
     keys = np.full(len(images), -1) if folds is None else folds
     execution = execution or Execution()
     encode = _Encode(network, execution.device)
-    return execution.rows("encodings", encode, images, network.num_features, keys=keys, dtype=dtype)
+    return execution.rows(f"encodings-{_digest(network)}", encode, images, network.num_features, keys=keys, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,14 @@ class _Draw:
         return self.network.to(self.device).grids(images, level=self.level, fold=batch.key)
 
 
+def _digest(network: FisherNetwork) -> str:
+    # Encodings belong to a network to the last bit.
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network_tensors(network).items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Return at most about `size` images, each class in proportion and at least twice where it can be."""
     if len(labels) <= size:
@@ -239,7 +248,7 @@ def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
     """Return W learned on global hard Fisher vectors, (F, h, 2 K D): see `learn_projection`."""
     settings, execution, learners = task.settings, task.execution, task.learners
     encoded = execution.rows(
-        f"pooled-{level + 1}",
+        f"pooled-{level + 1}-{_digest(network)}",
         _Pool(network, level, execution.device),
         task.images,
         network.stages[level].num_outputs,
