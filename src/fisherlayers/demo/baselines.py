@@ -139,9 +139,21 @@ class ConvNet(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.mean_, self.deviation_ = inputs.mean().item(), inputs.std().item()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
-            self.network_ = convolutional_network(inputs.shape, len(self.classes_), self.width)
+            self.network_ = self.network(inputs.shape, len(self.classes_))
             self._train((inputs - self.mean_) / self.deviation_, torch.from_numpy(targets))
         return self
+
+    def network(self, shape: torch.Size, classes: int) -> nn.Module:
+        """Return the network with fresh weights; other architectures override this.
+
+        Args:
+            shape: (n, channels, height, width) of the inputs.
+            classes: outputs.
+
+        Returns:
+            Images -> scores.
+        """
+        return convolutional_network(shape, classes, self.width)
 
     def _train(self, inputs: Tensor, targets: Tensor) -> None:
         optimizer = torch.optim.AdamW(self.network_.parameters(), lr=self.learning_rate, weight_decay=0.05)
@@ -165,6 +177,20 @@ class ConvNet(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.progress(share)
 
     @torch.no_grad()
+    def decision_function(self, images: Images) -> NDArray[np.float32]:
+        """Return the network's scores.
+
+        Args:
+            images: as in `fit`.
+
+        Returns:
+            (n, C), logits.
+        """
+        self.network_.eval()
+        chunks = [images[start : start + 256] for start in range(0, len(images), 256)]
+        scores = [self.network_((_planes(chunk) - self.mean_) / self.deviation_) for chunk in chunks]
+        return torch.cat(scores).numpy()
+
     def predict(self, images: Images) -> NDArray[Any]:
         """Return the class of each image.
 
@@ -174,10 +200,7 @@ class ConvNet(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns:
             (n,): entries of `classes_`.
         """
-        self.network_.eval()
-        inputs = (_planes(images) - self.mean_) / self.deviation_
-        scores = torch.cat([self.network_(chunk) for chunk in torch.split(inputs, 256)])
-        predicted: NDArray[Any] = self.classes_[scores.argmax(1).numpy()]
+        predicted: NDArray[Any] = self.classes_[self.decision_function(images).argmax(1)]
         return predicted
 
 

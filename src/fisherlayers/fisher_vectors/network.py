@@ -11,7 +11,7 @@ semi-local layer above the one before it. `fisherlayers.fisher_vectors.training`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,8 +25,13 @@ from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.sift import DenseSift
+from fisherlayers.information import DiagonalInformation
+from fisherlayers.layer import root_of
 
 __all__ = ["FisherNetwork", "FisherStage", "color_extractor", "grey_extractor", "join", "reduce_descriptors"]
+
+# Relative to the mean: what keeps entries that hardly vary from being blown up.
+_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,16 @@ class FisherStage:
         components: PCA, D0 -> D.
         position_weight: Factor of the appended (x, y); 0 appends nothing.
         mixture: Over D, or D + 2, dimensions.
+        gains: Diagonal of F^(-1/2), (2 K D,), F the empirical information of whole images' Fisher vectors, which have
+            the closed form's root already; None for the closed form alone.
+        weight: Share of the stage in the inner product of two images' concatenated encodings, relative to the others.
     """
 
     components: PrincipalComponents
     position_weight: float
     mixture: DiagonalMixture
+    gains: Tensor | None = None
+    weight: float = 1.0
 
     @property
     def num_outputs(self) -> int:
@@ -102,7 +112,41 @@ class FisherStage:
         if descriptors.shape[1] == 0:
             return descriptors.new_zeros(len(descriptors), self.num_outputs)
         encodings = fisher_vectors(self.mixture, descriptors, assignment=assignment)
-        return l2_normalize(signed_power(encodings) if power else encodings)
+        if not power:
+            return l2_normalize(encodings)
+        return l2_normalize(signed_power(encodings if self.gains is None else encodings * self.gains))
+
+    def with_empirical_information(self, encodings: Tensor, *, damping: float = _DAMPING) -> FisherStage:
+        """Return the stage with the root of what its Fisher vectors are found to be over images.
+
+        The closed form holds for independent descriptors and components that do not overlap. Descriptors of one image
+        are neither: whole images' Fisher vectors have very different second moments from entry to entry.
+
+        Args:
+            encodings: Fisher vectors of images before any power or length, (n, 2 K D).
+            damping: Relative to the mean second moment.
+
+        Returns:
+            A stage whose `gains` make the second moments of these encodings equal.
+        """
+        information = DiagonalInformation(encodings.shape[1], device=encodings.device, dtype=encodings.dtype)
+        information.update(encodings)
+        root = root_of(information, damping=damping)
+        return replace(self, gains=root.multiply(torch.ones_like(encodings[:1]))[0])
+
+    def pool(self, grids: Sequence[DescriptorGrid]) -> Tensor:
+        """Return Fisher vectors of whole images with soft assignment, not yet normalised, for the information.
+
+        Args:
+            grids: From `prepare`, at least one (it may hold no position).
+
+        Returns:
+            (B, 2 K D), zero for images without a descriptor.
+        """
+        descriptors = join(grids)
+        if descriptors.shape[1] == 0:
+            return descriptors.new_zeros(len(descriptors), self.num_outputs)
+        return fisher_vectors(self.mixture, descriptors)
 
 
 def reduce_descriptors(
@@ -222,20 +266,21 @@ class FisherNetwork:
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
-            (B, `num_features`): the global Fisher vectors of all layers, then of colour; of unit length unless some
-            are zero.
+            (B, `num_features`): the global Fisher vectors of all layers, then of colour, each times the square root of its
+            weight's share; of unit length unless some are zero.
         """
-        encodings = []
+        parts = []
         grids = grey_extractor(self.settings)(images)
         for level, stage in enumerate(self.stages):
             prepared = stage.prepare(grids)
-            encodings.append(stage.encode(prepared))
+            parts.append((stage.weight, stage.encode(prepared)))
             if level < len(self.projections):
                 grids = self._above(level, prepared, fold)
         if self.color is not None:
             grids = color_extractor(self.settings)(images.expand(-1, 3, -1, -1))
-            encodings.append(self.color.encode(self.color.prepare(grids)))
-        return torch.cat(encodings, dim=1) / len(encodings) ** 0.5
+            parts.append((self.color.weight, self.color.encode(self.color.prepare(grids))))
+        total = sum(weight for weight, _ in parts)
+        return torch.cat([encoding * (weight / total) ** 0.5 for weight, encoding in parts], dim=1)
 
     def _above(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
         settings = self.settings

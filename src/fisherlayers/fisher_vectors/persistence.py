@@ -158,7 +158,9 @@ def network_tensors(network: FisherNetwork) -> dict[str, Tensor]:
         mixture = stage.mixture
         tensors |= {f"{name}.pca.{part}": tensor for part, tensor in stage.components.to_tensors().items()}
         tensors |= {f"{name}.weights": mixture.weights, f"{name}.means": mixture.means}
-        tensors[f"{name}.variances"] = mixture.variances
+        tensors |= {f"{name}.variances": mixture.variances, f"{name}.weight": torch.tensor(stage.weight)}
+        if stage.gains is not None:
+            tensors[f"{name}.gains"] = stage.gains
     return tensors
 
 
@@ -191,7 +193,9 @@ def network_from_tensors(
             mixture = DiagonalMixture(weights, means, variances)
         except (TypeError, ValueError) as error:
             raise ModelFolderError(f"the model is damaged: the mixture of {name!r}: {error}") from error
-        return FisherStage(pca, settings.position_weight, mixture)
+        gains = take(tensors, f"{name}.gains", 2 * means.numel()) if f"{name}.gains" in tensors else None
+        weight = float(take(tensors, f"{name}.weight"))
+        return FisherStage(pca, settings.position_weight, mixture, gains, weight)
 
     def levels(name: str, number: int) -> range:
         return range(number if complete else sum(name.format(level) in tensors for level in range(number)))

@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
+INFORMATION = ("closed-form", "images")
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -32,7 +34,12 @@ class NetworkSettings:
         projection_cost: C of the SVMs whose weights are the rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
+        information: ``"images"`` equalises the second moments of whole images' Fisher vectors (the empirical
+            information), after the closed form; ``"closed-form"`` leaves it at that, as the paper does.
+        information_images: Training images that the empirical information is taken from.
         color: Whether a shallow Fisher vector of colour statistics is added for RGB images.
+        color_weight: Share of the colour statistics in the inner product of two images, relative to a layer's.
+        intensity_weight: The same for statistics of grey images; 0 leaves them out.
         color_components: K of the colour mixture.
         color_dimensions: Dimensions of the colour statistics after PCA.
         training_descriptors: Sample size for each PCA and mixture.
@@ -57,7 +64,11 @@ class NetworkSettings:
     projection_cost: float = 1.0
     projection_images: int = 10_000
     cross_fit: int = 3
+    information: str = "images"
+    information_images: int = 500
     color: bool = True
+    color_weight: float = 1.0
+    intensity_weight: float = 0.15
     color_components: int = 128
     color_dimensions: int = 48
     training_descriptors: int = 200_000
@@ -81,6 +92,8 @@ class NetworkSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.projection_cost <= 0:
             raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
+        if self.information not in INFORMATION:
+            raise ValueError(f"information must be one of {INFORMATION}, got {self.information!r}")
         if self.projection_size is not None and self.projection_size < 1:
             raise ValueError(f"projection_size must be at least 1 row, or None for all, got {self.projection_size}")
 
@@ -145,6 +158,9 @@ _LEAST: dict[str, float] = {
     "stack_offset": 0,
     "projection_images": 1,
     "cross_fit": 1,
+    "information_images": 1,
+    "color_weight": 0,
+    "intensity_weight": 0,
     "color_components": 1,
     "color_dimensions": 1,
     "training_descriptors": 1,
@@ -175,6 +191,8 @@ PRESETS: dict[str, NetworkSettings] = {
         projection="one-vs-rest",
         projection_size=None,
         cross_fit=1,
+        information="closed-form",
+        intensity_weight=0.0,
         color_components=256,
         color_dimensions=64,
     ),
@@ -198,7 +216,10 @@ OVERRIDES = (
     "projection_size",
     "projection_images",
     "cross_fit",
+    "information",
     "color",
+    "color_weight",
+    "intensity_weight",
     "training_descriptors",
     "iterations",
     "flips",

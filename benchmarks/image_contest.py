@@ -1,0 +1,221 @@
+"""What the image benchmarks share: contenders on one data set, fitted one after the other in the same run.
+
+Every contender sees the same training images; ConvNets train for the seconds that the Deep Fisher Network's fit took. The
+result file is written anew after each contender, so that a run that is cut short keeps what it has measured.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import Figure, command_line, data_folder, write_results
+from benchmarks.image_peers import BagOfWords, PretrainedProbe, ResNet18, resized
+from benchmarks.image_sets import LabelledSet, Split, held_out
+from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
+from fisherlayers.fisher_vectors import DeepFisherNetwork
+
+PEERS = ("HOG + SVM", "bag of words + chi2", "ConvNet", "ResNet-18", "linear probe")
+"""Names of the peers; the last one is pretrained on ImageNet."""
+
+CONVNETS = ("ConvNet", "ResNet-18")
+
+
+@dataclass
+class Outcome:
+    """One contender's result.
+
+    Attributes:
+        accuracy: mean over classes of the share of test images that are right, in per cent.
+        fit_seconds: wall-clock time.
+        predict_seconds: wall-clock time for all test images.
+        log_probabilities: (n, C), for late fusion; None where the contender gives no scores.
+    """
+
+    accuracy: float
+    fit_seconds: float
+    predict_seconds: float
+    log_probabilities: NDArray[np.float64] | None = None
+
+
+@dataclass
+class Contest:
+    """A data set with its contenders.
+
+    Attributes:
+        result: name of the result file.
+        data: the images; `held_out` replaces the test images in a validation run.
+        settings: of the Deep Fisher Network, except its depth; entries of `shallow` replace them at depth 1.
+        shallow: see `settings`.
+        side: pixels to which HOG and ConvNets see the images resized.
+        peers: which of `PEERS` take part.
+        metric: "accuracy" or "error", both in per cent.
+        threads: of all contenders.
+        notes: kept beside the figures.
+    """
+
+    result: str
+    data: LabelledSet
+    settings: dict[str, Any]
+    side: int
+    shallow: dict[str, Any] = field(default_factory=dict)
+    peers: Sequence[str] = PEERS
+    metric: str = "accuracy"
+    threads: int = 2
+    notes: Sequence[str] = ()
+
+    def run(self, *, write: bool = True) -> dict[str, Outcome]:
+        """Fit and score everything.
+
+        Args:
+            write: whether the result file is written.
+
+        Returns:
+            The outcomes by contender.
+        """
+        torch.set_num_threads(self.threads)
+        outcomes: dict[str, Outcome] = {}
+
+        def enter(name: str, make: Callable[[], Any], images: Callable[[Split], Any] | None = None) -> None:
+            outcomes[name] = score(make(), self.data.train, self.data.test, images)
+            print(f"{name:22} {self._value(outcomes[name]):7.2f} %  fit {outcomes[name].fit_seconds:7.1f} s", flush=True)
+            if write:
+                self._write(outcomes)
+
+        enter("deep", lambda: self._network(2))
+        enter("shallow", lambda: self._network(1))
+        seconds = outcomes["deep"].fit_seconds
+        small = lambda split: resized(split.images, self.side)  # noqa: E731
+        peers: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
+            "HOG + SVM": (lambda: LinearClassifier(hog_features), small),
+            "bag of words + chi2": (lambda: BagOfWords(**self._words()), None),
+            "ConvNet": (lambda: ConvNet(seconds, width=32), small),
+            "ResNet-18": (lambda: ResNet18(seconds, learning_rate=1e-3), small),
+            "linear probe": (PretrainedProbe, None),
+        }
+        for name in self.peers:
+            enter(name, *peers[name])
+        partner = "linear probe" if "linear probe" in outcomes else "ConvNet"
+        if partner in outcomes:
+            outcomes["hybrid"] = fused(outcomes["deep"], outcomes[partner], self.data.test.labels)
+            print(f"hybrid with {partner}: {self._value(outcomes['hybrid']):.2f} %", flush=True)
+            if write:
+                self._write(outcomes)
+        return outcomes
+
+    def _network(self, depth: int) -> DeepFisherNetwork:
+        settings = self.settings | (self.shallow if depth == 1 else {})
+        return DeepFisherNetwork(depth=depth, random_state=0, n_jobs=self.threads, **settings)
+
+    def _words(self) -> dict[str, Any]:
+        return {"bin_sizes": (2, 3, 4), "step": 2} if self.side < 96 else {}
+
+    def _value(self, outcome: Outcome) -> float:
+        return outcome.accuracy if self.metric == "accuracy" else 100 - outcome.accuracy
+
+    def _write(self, outcomes: dict[str, Outcome]) -> None:
+        figures = []
+        for name, outcome in outcomes.items():
+            figures.append(Figure(f"test {self.metric}, {name}", self._value(outcome), "%"))
+            if name != "hybrid":
+                figures.append(Figure(f"fit time, {name}", outcome.fit_seconds / 60, "min"))
+        convnets = [self._value(outcomes[name]) for name in CONVNETS if name in outcomes]
+        if convnets:
+            best = max(convnets) if self.metric == "accuracy" else min(convnets)
+            figures.append(Figure(f"test {self.metric}, best ConvNet", best, "%"))
+        details = {
+            "data": self.data.note,
+            "images": {"train": len(self.data.train.labels), "test": len(self.data.test.labels)},
+            "settings": self.settings,
+            "settings, shallow": self.shallow,
+            "predict seconds": {name: outcome.predict_seconds for name, outcome in outcomes.items()},
+            "side of the images for HOG and ConvNets": self.side,
+            "notes": list(self.notes),
+        }
+        write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
+
+
+def score(
+    classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None
+) -> Outcome:
+    """Fit a classifier and score it.
+
+    Args:
+        classifier: with `fit` and `predict`, and for late fusion `predict_proba` or `decision_function`.
+        train: to learn from.
+        test: to score.
+        images: what the classifier is given of a split; its images as they are if None.
+
+    Returns:
+        The result.
+    """
+    view = images or (lambda split: split.images)
+    start = time.perf_counter()
+    classifier.fit(view(train), train.labels)
+    fitted = time.perf_counter()
+    logs = None
+    if hasattr(classifier, "predict_proba"):
+        logs = np.log(np.maximum(np.float64(classifier.predict_proba(view(test))), 1e-12))
+    elif hasattr(classifier, "decision_function"):
+        scores = np.float64(classifier.decision_function(view(test)))
+        scores *= getattr(getattr(classifier, "svm_", None), "temperature", 1.0)
+        logs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    predicted = classifier.predict(view(test)) if logs is None else classifier.classes_[logs.argmax(1)]
+    done = time.perf_counter()
+    return Outcome(class_mean_accuracy(predicted, test.labels), fitted - start, done - fitted, logs)
+
+
+def class_mean_accuracy(predicted: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Return the mean over classes of the share of images that are right, in per cent."""
+    return 100 * float(np.mean([(predicted[labels == label] == label).mean() for label in np.unique(labels)]))
+
+
+def fused(first: Outcome, second: Outcome, labels: NDArray[np.int64]) -> Outcome:
+    """Average two contenders' log-probabilities with equal weights, which leaves nothing to tune.
+
+    Args:
+        first: with log-probabilities.
+        second: with log-probabilities.
+        labels: of the test images.
+
+    Returns:
+        The fusion's result; its times are the sums.
+    """
+    if first.log_probabilities is None or second.log_probabilities is None:
+        raise ValueError("both contenders must have log_probabilities; got None")
+    logs = (first.log_probabilities + second.log_probabilities) / 2
+    return Outcome(
+        class_mean_accuracy(logs.argmax(1), labels),
+        first.fit_seconds + second.fit_seconds,
+        first.predict_seconds + second.predict_seconds,
+        logs,
+    )
+
+
+def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[LabelledSet], Contest]) -> None:
+    """Run a contest from the command line.
+
+    Args:
+        description: help text.
+        load: data folder -> data set.
+        make: data set -> contest.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the data sets; default: FISHERLAYERS_DATA")
+    parser.add_argument("--validate", action="store_true", help="score 30 % of the training images; writes nothing")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these peers")
+    arguments = parser.parse_args()
+    data = load(data_folder(arguments.data))
+    if arguments.validate:
+        train, test = held_out(data.train, 0.3, np.random.default_rng(0))
+        data = data._replace(train=train, test=test)
+    contest = make(data)
+    if arguments.peers is not None:
+        contest.peers = arguments.peers
+    contest.run(write=not arguments.validate)
