@@ -1,7 +1,7 @@
 """What the image benchmarks share: contenders on one data set, fitted one after the other in the same run.
 
-Every contender sees the same training images; ConvNets train for the seconds that the Deep Fisher Network's fit took. The
-result file is written anew after each contender, so that a run that is cut short keeps what it has measured.
+Every contender sees the same training images; ConvNets train for the seconds that the Deep Fisher Network's fit took.
+The result file is written anew after each contender, so that a run that is cut short keeps what it has measured.
 """
 
 import argparse
@@ -83,8 +83,8 @@ class Contest:
         outcomes: dict[str, Outcome] = {}
 
         def enter(name: str, make: Callable[[], Any], images: Callable[[Split], Any] | None = None) -> None:
-            outcomes[name] = score(make(), self.data.train, self.data.test, images)
-            print(f"{name:22} {self._value(outcomes[name]):7.2f} %  fit {outcomes[name].fit_seconds:7.1f} s", flush=True)
+            outcome = outcomes[name] = score(make(), self.data.train, self.data.test, images)
+            print(f"{name:22} {self._value(outcome):7.2f} %  fit {outcome.fit_seconds:7.1f} s", flush=True)
             if write:
                 self._write(outcomes)
 
@@ -141,9 +141,7 @@ class Contest:
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
 
 
-def score(
-    classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None
-) -> Outcome:
+def score(classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None) -> Outcome:
     """Fit a classifier and score it.
 
     Args:

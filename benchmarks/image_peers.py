@@ -4,6 +4,7 @@ All are classifiers with `fit`, `decision_function` and `predict` on uint8 image
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -131,7 +132,7 @@ class ResNet18(ConvNet):
             stem = [_convolution(shape[1], 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
         widths = (64, 64, 128, 256, 512)
         blocks = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             blocks += [_Residual(before, after, 1 if before == after else 2), _Residual(after, after, 1)]
         return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 

@@ -52,8 +52,8 @@ class LabelledSet(NamedTuple):
 def fifteen_scenes(folder: Path) -> LabelledSet:
     """Return 15-Scenes: grey photographs of about 256 x 256 pixels, 100 a class to train, 2,985 to test."""
     note = (
-        "The standard split: 100 training images a class, all others to test; accuracy is the mean over classes. 18 files "
-        "are duplicates byte for byte; 11 of those pairs straddle the split (0.4 % of the test images)."
+        "The standard split: 100 training images a class, all others to test; accuracy is the mean over classes. "
+        "18 files are duplicates byte for byte; 11 of those pairs straddle the split (0.4 % of the test images)."
     )
     return _folders("15-Scenes", folder / "scene15", ("train", "test"), note, color=False)
 
@@ -76,7 +76,11 @@ def cifar_10(folder: Path) -> LabelledSet:
     train = [_cifar_batch(batches / f"data_batch_{number}.bin") for number in range(1, 6)]
     images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return LabelledSet(
-        "CIFAR-10", Split(images, labels), _cifar_batch(batches / "test_batch.bin"), _CIFAR_CLASSES, "The standard split."
+        "CIFAR-10",
+        Split(images, labels),
+        _cifar_batch(batches / "test_batch.bin"),
+        _CIFAR_CLASSES,
+        "The standard split.",
     )
 
 

@@ -4,10 +4,10 @@ W and one vector v_c a class are learned together, so that an image's own class 
 
     minimise   C sum_i sum_{c != y_i} max(0, 1 + (v_c - v_{y_i})·W x_i)²  +  1/2 |V|²  +  1/2 |W|²
 
-With W held fixed it is convex in V, and with V held fixed convex in W: the two are minimised in turn, and no turn raises
-the objective. W starts as the whitened principal directions, and V is thrown away in the end. The hinge is squared here,
-which makes each half smooth. Scaling W up and V down by the same factor changes only the sum of the two penalties, so
-that one constant C stands for both of the paper's.
+With W held fixed it is convex in V, and with V held fixed convex in W: the two are minimised in turn, and no turn
+raises the objective. W starts as the whitened principal directions, and V is thrown away in the end. The hinge is
+squared here, which makes each half smooth. Scaling W up and V down by one factor changes only the sum of the two
+penalties, so that one constant C stands for both of the paper's.
 
 Every solution W has its rows in the span of the encodings. With X Xᵀ = R Rᵀ the problem for R is the same and small.
 """
@@ -85,7 +85,8 @@ def bi_convex_rows(
     """
     if size < 1 or turns < 1 or iterations < 1 or not cost > 0:
         raise ValueError(
-            f"size, turns and iterations must be at least 1 and cost positive; got {size}, {turns}, {iterations}, {cost}"
+            "size, turns and iterations must be at least 1 and cost positive; "
+            f"got {size}, {turns}, {iterations} and {cost}"
         )
     values, vectors = torch.linalg.eigh((encodings @ encodings.T).double())
     kept = values > _NEGLIGIBLE * values[-1]

@@ -266,8 +266,8 @@ class FisherNetwork:
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
-            (B, `num_features`): the global Fisher vectors of all layers, then of colour, each times the square root of its
-            weight's share; of unit length unless some are zero.
+            (B, `num_features`): the global Fisher vectors of all layers, then of colour, each times the square root of
+            its weight's share; of unit length unless some are zero.
         """
         parts = []
         grids = grey_extractor(self.settings)(images)

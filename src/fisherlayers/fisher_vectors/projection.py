@@ -17,12 +17,13 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from fisherlayers.fisher_vectors.bi_convex import bi_convex_rows
 from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest
 
 __all__ = ["KINDS", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
 
-KINDS = ("auto", "one-vs-rest", "one-vs-one", "both")
-_WITH_SEVERAL_LABELS = ("auto", "one-vs-rest")
+KINDS = ("auto", "one-vs-rest", "one-vs-one", "both", "bi-convex", "principal")
+_WITH_SEVERAL_LABELS = ("auto", "one-vs-rest", "principal")
 # With more classes, pairs are too many problems and one-vs-rest has rows enough.
 _MOST_CLASSES_IN_PAIRS = 32
 # The rows of W are directions, not classifiers: their optimum need not be exact.
@@ -46,7 +47,8 @@ def learn_projection(
         folds: Fold of each image from 0, (n,), at least two images of every class outside each; all -1 for no
             cross-fitting.
         kind: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"`` (C (C - 1) / 2 rows), ``"both"``, or ``"auto"``:
-            pairs up to 32 classes, one-vs-rest above.
+            pairs up to 32 classes, one-vs-rest above; ``"bi-convex"`` is the paper's other objective
+            (`fisherlayers.fisher_vectors.bi_convex`), ``"principal"`` learns nothing from the labels.
         size: Rows of W; None for those of ``kind``. Missing ones are principal directions of the encodings, as far as
             the number of images allows; too many are reduced to their own principal directions.
         cost: C of the SVMs.
@@ -68,6 +70,10 @@ def learn_projection(
         kind = "one-vs-one" if classes <= _MOST_CLASSES_IN_PAIRS else "one-vs-rest"
 
     def learn(rows: Tensor) -> Tensor:
+        if kind == "principal":
+            return principal_rows(encodings, min(size or 2 * classes, len(encodings) - 1))
+        if kind == "bi-convex":
+            return bi_convex_rows(encodings[rows], labels[rows], size or 2 * classes, cost=cost).projection
         targets = []
         if labels.ndim == 2:
             targets.append(2.0 * labels[rows].double() - 1.0)
