@@ -29,6 +29,8 @@ SETTINGS = NetworkSettings(
     color_dimensions=5,
     iterations=5,
     projection_size=7,
+    information="closed-form",
+    intensity_weight=0.0,
 )
 
 
@@ -134,6 +136,32 @@ def test_colour_stream():
     torch.testing.assert_close(network.encode(pixels)[:, -expected.shape[1] :] * 3**0.5, expected)
     without, _, _ = fitted(replace(SETTINGS, color=False), colour, labels)
     assert without.color is None
+
+
+def test_the_empirical_information_makes_second_moments_equal():
+    images, labels = textures(6)
+    network, _, prepared = fitted(replace(SETTINGS.with_depth(1), information="images"), images, labels)
+    (stage,) = network.stages
+    grids = DenseSift(bin_sizes=(3, 4), step=3)(torch.stack([prepared._load(index) for index in range(len(prepared))]))
+    plain = fisher_vectors(stage.mixture, join(stage.prepare(grids)))
+    moments = plain.square().mean(dim=0)
+    damping = (1e-3 + 4 / len(plain)) * moments.mean()
+    torch.testing.assert_close(stage.gains, (moments + damping).rsqrt())
+    expected = l2_normalize(signed_power(plain / (moments + damping).sqrt()))
+    torch.testing.assert_close(stage.encode(stage.prepare(grids)), expected)
+
+
+def test_statistics_of_grey_images_take_their_weight():
+    images, labels = textures(4)
+    network, _, prepared = fitted(replace(SETTINGS, intensity_weight=0.5), images, labels)
+    batch = prepared.load(prepared.batches()[0])
+    encoding = network.encode(batch)
+    tail = network.color.num_outputs
+    torch.testing.assert_close(encoding[:, -tail:].norm(dim=1), torch.full((len(batch),), (0.5 / 2.5) ** 0.5))
+    torch.testing.assert_close(encoding.norm(dim=1), torch.ones(len(batch)))
+    statistics = LocalColorStatistics(bin_sizes=(3, 4), step=3)(batch.expand(-1, 3, -1, -1))
+    expected = network.color.encode(network.color.prepare(statistics))
+    torch.testing.assert_close(encoding[:, -tail:], expected * (0.5 / 2.5) ** 0.5)
 
 
 def test_three_layers():

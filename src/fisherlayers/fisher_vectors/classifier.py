@@ -73,7 +73,10 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         projection_size: Rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds for learning W; 1 turns cross-fitting off.
-        color: Whether colour is used where images have it.
+        information: ``"images"`` or ``"closed-form"``: which Fisher information normalises the encodings.
+        color: Whether statistics of colours, or of intensities where no image has colour, are used.
+        color_weight: Share of the colour statistics relative to a layer's.
+        intensity_weight: Share of the statistics of grey images.
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
         flips: Whether training images are also used mirrored.
@@ -137,7 +140,10 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         projection_size: int | None = None,
         projection_images: int | None = None,
         cross_fit: int | None = None,
+        information: str | None = None,
         color: bool | None = None,
+        color_weight: float | None = None,
+        intensity_weight: float | None = None,
         training_descriptors: int | None = None,
         iterations: int | None = None,
         flips: bool | None = None,
@@ -169,7 +175,10 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         self.projection_size = projection_size
         self.projection_images = projection_images
         self.cross_fit = cross_fit
+        self.information = information
         self.color = color
+        self.color_weight = color_weight
+        self.intensity_weight = intensity_weight
         self.training_descriptors = training_descriptors
         self.iterations = iterations
         self.flips = flips

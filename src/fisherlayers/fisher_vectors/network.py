@@ -30,8 +30,9 @@ from fisherlayers.layer import root_of
 
 __all__ = ["FisherNetwork", "FisherStage", "color_extractor", "grey_extractor", "join", "reduce_descriptors"]
 
-# Relative to the mean: what keeps entries that hardly vary from being blown up.
+# Relative to the mean second moment: entries that hardly vary, or are known from few images, are not blown up.
 _DAMPING = 1e-3
+_DAMPING_IMAGES = 4.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class FisherStage:
         pca = PrincipalComponents.from_tensors({
             name: tensor.to(device) for name, tensor in self.components.to_tensors().items()
         })
-        return FisherStage(pca, self.position_weight, self.mixture.to(device))
+        gains = None if self.gains is None else self.gains.to(device)
+        return replace(self, components=pca, mixture=self.mixture.to(device), gains=gains)
 
     def prepare(self, grids: Sequence[DescriptorGrid]) -> list[DescriptorGrid]:
         """Reduce descriptors by PCA and append their coordinates.
@@ -116,22 +118,22 @@ class FisherStage:
             return l2_normalize(encodings)
         return l2_normalize(signed_power(encodings if self.gains is None else encodings * self.gains))
 
-    def with_empirical_information(self, encodings: Tensor, *, damping: float = _DAMPING) -> FisherStage:
+    def with_empirical_information(self, encodings: Tensor) -> FisherStage:
         """Return the stage with the root of what its Fisher vectors are found to be over images.
 
         The closed form holds for independent descriptors and components that do not overlap. Descriptors of one image
         are neither: whole images' Fisher vectors have very different second moments from entry to entry.
 
         Args:
-            encodings: Fisher vectors of images before any power or length, (n, 2 K D).
-            damping: Relative to the mean second moment.
+            encodings: Fisher vectors of n images before any power or length, (n, 2 K D).
 
         Returns:
-            A stage whose `gains` make the second moments of these encodings equal.
+            A stage whose `gains` make the second moments of these encodings equal, but for a damping of 0.001 + 4 / n
+            of their mean: few images say little about a single entry.
         """
         information = DiagonalInformation(encodings.shape[1], device=encodings.device, dtype=encodings.dtype)
         information.update(encodings)
-        root = root_of(information, damping=damping)
+        root = root_of(information, damping=_DAMPING + _DAMPING_IMAGES / len(encodings))
         return replace(self, gains=root.multiply(torch.ones_like(encodings[:1]))[0])
 
     def pool(self, grids: Sequence[DescriptorGrid]) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = ["encode_images", "fit_network"]
 
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
+_GREY_DIMENSIONS = 28
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def fit_network(
                 return replace(network, projections=(*network.projections, _fit_projection(task, network, level)))
 
             network = task.remember(f"projection-{level + 1}", add_projection)
-    if settings.color and images.has_color:
+    if settings.color and (settings.color_weight if images.has_color else settings.intensity_weight) > 0:
         grey = network
         network = task.remember("colour", lambda: replace(grey, color=_fit_stage(task, grey, None)))
     return network, folds
@@ -169,7 +170,7 @@ class _Draw:
         rows = torch.cat(
             [
                 torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
-                for g in self._grids(images.to(self.device), batch)
+                for g in _grids(self.network.to(self.device), self.level, images.to(self.device), batch)
             ],
             dim=1,
         )
@@ -180,10 +181,27 @@ class _Draw:
             chosen.append(image[rng.permutation(len(image))[: self.per_image]])
         return chosen
 
-    def _grids(self, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
-        if self.level is None:
-            return color_extractor(self.network.settings)(images.expand(-1, 3, -1, -1))
-        return self.network.to(self.device).grids(images, level=self.level, fold=batch.key)
+
+@dataclass(frozen=True)
+class _Whole:
+    """Fisher vectors of whole images before any normalisation, by a stage that the network does not have yet."""
+
+    network: FisherNetwork
+    level: int | None
+    device: str
+    stage: FisherStage
+
+    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
+        stage = self.stage.to(self.device)
+        grids = _grids(self.network.to(self.device), self.level, images.to(self.device), batch)
+        return stage.pool(stage.prepare(grids)).cpu().numpy()
+
+
+def _grids(network: FisherNetwork, level: int | None, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
+    """Return the descriptors that enter a layer, or the colour stage if `level` is None."""
+    if level is None:
+        return color_extractor(network.settings)(images.expand(-1, 3, -1, -1))
+    return network.grids(images, level=level, fold=batch.key)
 
 
 def _digest(network: FisherNetwork) -> str:
@@ -211,9 +229,13 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: int | None) -> Fisher
     settings, execution = task.settings, task.execution
     if level is None:
         name, salt = "colour", settings.depth
+        weight = settings.color_weight if task.images.has_color else settings.intensity_weight
         components, dimensions = settings.color_components, settings.color_dimensions
+        if not task.images.has_color:
+            # Three equal channels hold one channel's 16 means and 16 standard deviations.
+            dimensions = min(dimensions, _GREY_DIMENSIONS)
     else:
-        name, salt = f"layer {level + 1}", level
+        name, salt, weight = f"layer {level + 1}", level, 1.0
         components, dimensions = settings.components[level], settings.dimensions[level]
     per_image = -(-settings.training_descriptors // len(task.sample))
     draw = _Draw(network, level, execution.device, (task.seed, salt), per_image)
@@ -241,7 +263,20 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: int | None) -> Fisher
     )
     # Expectation maximisation may have converged before the last iteration.
     execution.report(f"{name}: mixture", settings.iterations, settings.iterations)
-    return FisherStage(pca, settings.position_weight, mixture).to("cpu")
+    stage = FisherStage(pca, settings.position_weight, mixture, weight=weight).to("cpu")
+    return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
+
+
+def _with_information(
+    task: _Task, network: FisherNetwork, stage: FisherStage, level: int | None, name: str
+) -> FisherStage:
+    # The empirical information from Fisher vectors of some training images.
+    execution = task.execution
+    chosen = task.sample[:: -(-len(task.sample) // task.settings.information_images)]
+    batches = task.images.batches(indices=chosen.tolist(), keys=task.folds.tolist())
+    whole = _Whole(network, level, execution.device, stage)
+    found = [rows for _, rows in execution.map(whole, task.images, batches, f"{name}: information")]
+    return stage.with_empirical_information(torch.from_numpy(np.concatenate(found)))
 
 
 def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
