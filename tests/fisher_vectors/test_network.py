@@ -13,6 +13,7 @@ from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import join
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
+from fisherlayers.fisher_vectors.patches import RawPatches
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
@@ -162,6 +163,22 @@ def test_statistics_of_grey_images_take_their_weight():
     statistics = LocalColorStatistics(bin_sizes=(3, 4), step=3)(batch.expand(-1, 3, -1, -1))
     expected = network.color.encode(network.color.prepare(statistics))
     torch.testing.assert_close(encoding[:, -tail:], expected * (0.5 / 2.5) ** 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_raw_patches_are_a_stream_of_their_own(channels):
+    images, labels = textures(4)
+    if channels == 3:
+        images = [np.stack([image, image.T, 1 - image], axis=-1) for image in images]
+    settings = replace(SETTINGS.with_depth(1), color=False, patch_side=4, patch_step=2, patch_components=3, padding=2)
+    network, _, prepared = fitted(settings, images, labels)
+    batch = prepared.load(prepared.batches()[0])
+    grid = RawPatches(side=4, step=2, color=channels == 3)(batch[..., 2:-2, 2:-2])[0]
+    stage = network.patches
+    rows = append_positions((grid.descriptors - stage.components.mean) @ stage.components.basis, grid.positions)
+    expected = l2_normalize(signed_power(fisher_vectors(stage.mixture, rows.flatten(1, 2)))) / 2**0.5
+    assert len(stage.components.mean) == channels * 16
+    torch.testing.assert_close(network.encode(batch)[:, network.stages[0].num_outputs :], expected)
 
 
 def test_three_layers():

@@ -77,6 +77,8 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         color: Whether statistics of colours, or of intensities where no image has colour, are used.
         color_weight: Share of the colour statistics relative to a layer's.
         intensity_weight: Share of the statistics of grey images.
+        patch_side: Pixels of the side of raw patches; 0 leaves them out.
+        patch_weight: Share of the patches relative to a layer's.
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
         flips: Whether training images are also used mirrored.
@@ -144,6 +146,8 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         color: bool | None = None,
         color_weight: float | None = None,
         intensity_weight: float | None = None,
+        patch_side: int | None = None,
+        patch_weight: float | None = None,
         training_descriptors: int | None = None,
         iterations: int | None = None,
         flips: bool | None = None,
@@ -179,6 +183,8 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         self.color = color
         self.color_weight = color_weight
         self.intensity_weight = intensity_weight
+        self.patch_side = patch_side
+        self.patch_weight = patch_weight
         self.training_descriptors = training_descriptors
         self.iterations = iterations
         self.flips = flips

@@ -2,7 +2,8 @@
 
     images -> descriptors -> [PCA, (x, y)] -> global Fisher vector 1 ─────────────┐
                                   └> semi-local layer -> [PCA, (x, y)] -> global 2 ┼> concatenation
-    RGB    -> colour statistics -> [PCA, (x, y)] -> global Fisher vector ─────────┘
+    RGB    -> colour statistics -> [PCA, (x, y)] -> global Fisher vector ─────────┤
+    pixels -> raw patches       -> [PCA, (x, y)] -> global Fisher vector ─────────┘
 
 A stage is the bracket together with its mixture. One stage is the shallow Fisher vector; each further stage sits on a
 semi-local layer above the one before it. `fisherlayers.fisher_vectors.training` learns all of it.
@@ -21,6 +22,7 @@ from fisherlayers.fisher_vectors.descriptors import DescriptorExtractor, Descrip
 from fisherlayers.fisher_vectors.encoding import Assignment, append_positions, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
+from fisherlayers.fisher_vectors.patches import RawPatches
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import NetworkSettings
@@ -28,7 +30,7 @@ from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import root_of
 
-__all__ = ["FisherNetwork", "FisherStage", "color_extractor", "grey_extractor", "join", "reduce_descriptors"]
+__all__ = ["FisherNetwork", "FisherStage", "color_grids", "grey_extractor", "join", "patch_grids", "reduce_descriptors"]
 
 # Relative to the mean second moment: entries that hardly vary, or are known from few images, are not blown up.
 _DAMPING = 1e-3
@@ -193,16 +195,33 @@ def grey_extractor(settings: NetworkSettings) -> DescriptorExtractor:
     return DenseSift(bin_sizes=settings.bin_sizes, step=settings.step)
 
 
-def color_extractor(settings: NetworkSettings) -> DescriptorExtractor:
-    """Return the extractor of the colour stream.
+def color_grids(settings: NetworkSettings, images: Tensor) -> list[DescriptorGrid]:
+    """Compute the descriptors of the colour stream: local colour statistics at the scales of SIFT.
 
     Args:
         settings: Bin sizes and step are read.
+        images: (B, C, H, W), C = 1 (which counts as three equal channels) or 3.
 
     Returns:
-        Local colour statistics at the scales of SIFT.
+        One grid a scale.
     """
-    return LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)
+    return LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)(images.expand(-1, 3, -1, -1))
+
+
+def patch_grids(settings: NetworkSettings, images: Tensor, *, color: bool) -> list[DescriptorGrid]:
+    """Compute the descriptors of the stream of raw patches, which leaves the continued border out.
+
+    Args:
+        settings: Padding and the patches' side and step are read.
+        images: (B, C, H, W), C = 1 or 3.
+        color: Whether patches hold three channels.
+
+    Returns:
+        One grid.
+    """
+    border = settings.padding
+    inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+    return RawPatches(side=settings.patch_side, step=settings.patch_step, color=color)(inner)
 
 
 @dataclass(frozen=True)
@@ -215,18 +234,19 @@ class FisherNetwork:
         projections: W of each semi-local layer, (F, h, 2 K D); the last of the F is for images that no W was
             learned on, the others are those of the cross-fitting folds and exist only while the network is fitted.
         color: The colour stage, or None.
+        patches: The stage of raw patches, or None.
     """
 
     settings: NetworkSettings
     stages: tuple[FisherStage, ...]
     projections: tuple[Tensor, ...] = ()
     color: FisherStage | None = None
+    patches: FisherStage | None = None
 
     @property
     def num_features(self) -> int:
         """Length of an image's encoding."""
-        stages = (*self.stages, *([] if self.color is None else [self.color]))
-        return sum(stage.num_outputs for stage in stages)
+        return sum(stage.num_outputs for stage in (*self.stages, self.color, self.patches) if stage is not None)
 
     def to(self, device: torch.device | str) -> FisherNetwork:
         """Return the network on another device.
@@ -242,6 +262,7 @@ class FisherNetwork:
             tuple(stage.to(device) for stage in self.stages),
             tuple(projection.to(device) for projection in self.projections),
             None if self.color is None else self.color.to(device),
+            None if self.patches is None else self.patches.to(device),
         )
 
     def grids(self, images: Tensor, *, level: int, fold: int = -1) -> list[DescriptorGrid]:
@@ -268,8 +289,8 @@ class FisherNetwork:
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
-            (B, `num_features`): the global Fisher vectors of all layers, then of colour, each times the square root of
-            its weight's share; of unit length unless some are zero.
+            (B, `num_features`): the global Fisher vectors of all layers, of colour and of patches, each times the
+            square root of its weight's share; of unit length unless some are zero.
         """
         parts = []
         grids = grey_extractor(self.settings)(images)
@@ -279,8 +300,12 @@ class FisherNetwork:
             if level < len(self.projections):
                 grids = self._above(level, prepared, fold)
         if self.color is not None:
-            grids = color_extractor(self.settings)(images.expand(-1, 3, -1, -1))
+            grids = color_grids(self.settings, images)
             parts.append((self.color.weight, self.color.encode(self.color.prepare(grids))))
+        if self.patches is not None:
+            channels = len(self.patches.components.mean) // self.settings.patch_side**2
+            grids = patch_grids(self.settings, images, color=channels == 3)
+            parts.append((self.patches.weight, self.patches.encode(self.patches.prepare(grids))))
         total = sum(weight for weight, _ in parts)
         return torch.cat([encoding * (weight / total) ** 0.5 for weight, encoding in parts], dim=1)
 

@@ -153,6 +153,8 @@ def network_tensors(network: FisherNetwork) -> dict[str, Tensor]:
     stages = {f"stage.{level}": stage for level, stage in enumerate(network.stages)}
     if network.color is not None:
         stages["stage.color"] = network.color
+    if network.patches is not None:
+        stages["stage.patches"] = network.patches
     tensors = {f"projection.{level}": projection for level, projection in enumerate(network.projections)}
     for name, stage in stages.items():
         mixture = stage.mixture
@@ -205,8 +207,10 @@ def network_from_tensors(
         take(tensors, f"projection.{level}", None, None, stages[level].num_outputs)
         for level in levels("projection.{}", settings.depth - 1)
     )
-    color = stage("stage.color") if "stage.color.weights" in tensors else None
-    return FisherNetwork(settings, stages, projections, color)
+    color, patches = (
+        stage(f"stage.{name}") if f"stage.{name}.weights" in tensors else None for name in ("color", "patches")
+    )
+    return FisherNetwork(settings, stages, projections, color, patches)
 
 
 def _write(path: Path, content: bytes) -> None:

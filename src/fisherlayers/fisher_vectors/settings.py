@@ -42,6 +42,11 @@ class NetworkSettings:
         intensity_weight: The same for statistics of grey images; 0 leaves them out.
         color_components: K of the colour mixture.
         color_dimensions: Dimensions of the colour statistics after PCA.
+        patch_side: Pixels of the side of raw patches, of which a shallow Fisher vector is added; 0 leaves them out.
+        patch_step: Distance of neighbouring patches, in pixels after resampling.
+        patch_components: K of their mixture.
+        patch_dimensions: Dimensions of the patches after PCA.
+        patch_weight: Share of the patches in the inner product of two images, relative to a layer's.
         training_descriptors: Sample size for each PCA and mixture.
         iterations: EM iterations of each mixture.
         flips: Whether every training image is also used mirrored left to right.
@@ -71,6 +76,11 @@ class NetworkSettings:
     intensity_weight: float = 0.15
     color_components: int = 128
     color_dimensions: int = 48
+    patch_side: int = 0
+    patch_step: int = 1
+    patch_components: int = 128
+    patch_dimensions: int = 64
+    patch_weight: float = 1.0
     training_descriptors: int = 200_000
     iterations: int = 20
     flips: bool = False
@@ -163,6 +173,11 @@ _LEAST: dict[str, float] = {
     "intensity_weight": 0,
     "color_components": 1,
     "color_dimensions": 1,
+    "patch_side": 0,
+    "patch_step": 1,
+    "patch_components": 1,
+    "patch_dimensions": 1,
+    "patch_weight": 0,
     "training_descriptors": 1,
     "iterations": 1,
 }
@@ -178,6 +193,7 @@ PRESETS: dict[str, NetworkSettings] = {
         dimensions=(64, 64),
         windows=(3,),
         color_components=64,
+        patch_side=6,
     ),
     # Simonyan, Vedaldi and Zisserman 2013: 24 x 24 patches at 5 scales of ratio sqrt(2), stride 3.
     "paper": NetworkSettings(
@@ -220,6 +236,8 @@ OVERRIDES = (
     "color",
     "color_weight",
     "intensity_weight",
+    "patch_side",
+    "patch_weight",
     "training_descriptors",
     "iterations",
     "flips",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
 from fisherlayers.fisher_vectors.execution import Encoded, Execution
 from fisherlayers.fisher_vectors.images import Batch, ImageList
 from fisherlayers.fisher_vectors.mixture import fit_mixture
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_extractor, reduce_descriptors
+from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, patch_grids, reduce_descriptors
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
 from fisherlayers.fisher_vectors.projection import learn_projection
@@ -31,6 +32,10 @@ __all__ = ["encode_images", "fit_network"]
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
 _GREY_DIMENSIONS = 28
+
+
+# A Fisher layer from 0, or one of the shallow streams.
+Level = int | Literal["colour", "colour patches", "grey patches"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,11 @@ def fit_network(
             network = task.remember(f"projection-{level + 1}", add_projection)
     if settings.color and (settings.color_weight if images.has_color else settings.intensity_weight) > 0:
         grey = network
-        network = task.remember("colour", lambda: replace(grey, color=_fit_stage(task, grey, None)))
+        network = task.remember("colour", lambda: replace(grey, color=_fit_stage(task, grey, "colour")))
+    if settings.patch_side and settings.patch_weight > 0:
+        others = network
+        kind: Level = "colour patches" if images.has_color else "grey patches"
+        network = task.remember("patches", lambda: replace(others, patches=_fit_stage(task, others, kind)))
     return network, folds
 
 
@@ -158,10 +167,10 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Draw:
-    """Random descriptors, with their positions, of each image; those of colour if `level` is None."""
+    """Random descriptors, with their positions, of each image."""
 
     network: FisherNetwork
-    level: int | None
+    level: Level
     device: str
     seed: tuple[int, ...]
     per_image: int
@@ -187,7 +196,7 @@ class _Whole:
     """Fisher vectors of whole images before any normalisation, by a stage that the network does not have yet."""
 
     network: FisherNetwork
-    level: int | None
+    level: Level
     device: str
     stage: FisherStage
 
@@ -197,10 +206,12 @@ class _Whole:
         return stage.pool(stage.prepare(grids)).cpu().numpy()
 
 
-def _grids(network: FisherNetwork, level: int | None, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
-    """Return the descriptors that enter a layer, or the colour stage if `level` is None."""
-    if level is None:
-        return color_extractor(network.settings)(images.expand(-1, 3, -1, -1))
+def _grids(network: FisherNetwork, level: Level, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
+    """Return the descriptors that enter a layer or a stream."""
+    if level == "colour":
+        return color_grids(network.settings, images)
+    if isinstance(level, str):
+        return patch_grids(network.settings, images, color=level == "colour patches")
     return network.grids(images, level=level, fold=batch.key)
 
 
@@ -224,16 +235,19 @@ def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return np.sort(np.concatenate(chosen))
 
 
-def _fit_stage(task: _Task, network: FisherNetwork, level: int | None) -> FisherStage:
+def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage:
     # PCA and mixture of a layer, or of the colour stream, from random descriptors of the sampled images.
     settings, execution = task.settings, task.execution
-    if level is None:
+    if level == "colour":
         name, salt = "colour", settings.depth
         weight = settings.color_weight if task.images.has_color else settings.intensity_weight
         components, dimensions = settings.color_components, settings.color_dimensions
         if not task.images.has_color:
             # Three equal channels hold one channel's 16 means and 16 standard deviations.
             dimensions = min(dimensions, _GREY_DIMENSIONS)
+    elif isinstance(level, str):
+        name, salt, weight = "patches", settings.depth + 1, settings.patch_weight
+        components, dimensions = settings.patch_components, settings.patch_dimensions
     else:
         name, salt, weight = f"layer {level + 1}", level, 1.0
         components, dimensions = settings.components[level], settings.dimensions[level]
@@ -267,9 +281,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: int | None) -> Fisher
     return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
 
 
-def _with_information(
-    task: _Task, network: FisherNetwork, stage: FisherStage, level: int | None, name: str
-) -> FisherStage:
+def _with_information(task: _Task, network: FisherNetwork, stage: FisherStage, level: Level, name: str) -> FisherStage:
     # The empirical information from Fisher vectors of some training images.
     execution = task.execution
     chosen = task.sample[:: -(-len(task.sample) // task.settings.information_images)]

@@ -21,7 +21,7 @@ from fisherlayers.fisher_vectors.pca import PrincipalComponents
 __all__ = ["FisherNetworkModule"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _LiveStage(FisherStage):
     """A stage whose PCA is a linear layer."""
 
@@ -81,6 +81,7 @@ class FisherNetworkModule(nn.Module):
         stages: PCA (``reduction``) and mixture of each layer.
         projections: W of each semi-local layer, (h, 2 K D).
         color: The colour stage, or None.
+        patches: The stage of raw patches, or None.
         classifier: The linear SVM.
     """
 
@@ -100,6 +101,7 @@ class FisherNetworkModule(nn.Module):
         self.stages = nn.ModuleList(_StageModule(stage, dtype) for stage in network.stages)
         self.projections = nn.ParameterList(projection[-1].to(dtype, copy=True) for projection in network.projections)
         self.color = None if network.color is None else _StageModule(network.color, dtype)
+        self.patches = None if network.patches is None else _StageModule(network.patches, dtype)
         self.classifier = _linear(coef, intercept, dtype)
         self.register_buffer("temperature", torch.tensor(temperature, dtype=dtype))
 
@@ -159,6 +161,7 @@ class FisherNetworkModule(nn.Module):
                 for projection, old in zip(self.projections, fitted.projections, strict=True)
             ),
             color=None if fitted.color is None or self.color is None else self.color.frozen(fitted.color),
+            patches=None if fitted.patches is None or self.patches is None else self.patches.frozen(fitted.patches),
         )
 
     def _live(self) -> FisherNetwork:
@@ -168,6 +171,7 @@ class FisherNetworkModule(nn.Module):
             stages=tuple(module.live(stage) for module, stage in self._pairs()),
             projections=tuple(projection.unsqueeze(0) for projection in self.projections),
             color=None if fitted.color is None or self.color is None else self.color.live(fitted.color),
+            patches=None if fitted.patches is None or self.patches is None else self.patches.live(fitted.patches),
         )
 
     def _pairs(self) -> list[tuple[_StageModule, FisherStage]]:
