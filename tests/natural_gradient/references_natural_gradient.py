@@ -13,9 +13,22 @@ class PreconditionedDescent:
     F = E[x̃ x̃ᵀ] + λ diag(I, 0) with λ relative to the mean eigenvalue of Cov(x); E over an exponential moving average.
     """
 
-    def __init__(self, layers, *, lr, damping, decay, refresh_every, momentum=0.0, nesterov=False, weight_decay=0.0):
+    def __init__(
+        self,
+        layers,
+        *,
+        lr,
+        damping,
+        decay,
+        refresh_every,
+        momentum=0.0,
+        nesterov=False,
+        weight_decays=(0.0, 0.0),
+        only_once=False,
+    ):
         self.layers, self.lr, self.damping, self.decay, self.refresh_every = layers, lr, damping, decay, refresh_every
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.momentum, self.nesterov, self.weight_decays = momentum, nesterov, weight_decays
+        self.only_once = only_once  # one inverse, at the first step
         self.moment, self.total, self.inverse, self.velocity = {}, {}, {}, {}
         self.steps = 0
 
@@ -25,17 +38,27 @@ class PreconditionedDescent:
             homogeneous = torch.cat([rows, torch.ones(len(rows), 1)], 1)
             self.moment[layer] = self.decay * self.moment.get(layer, 0) + homogeneous.T @ homogeneous
             self.total[layer] = self.decay * self.total.get(layer, 0) + len(rows)
-            if self.steps in turns(self.refresh_every, self.steps):
+            if self.steps in ([0] if self.only_once else turns(self.refresh_every, self.steps)):
                 self.inverse[layer] = damped_inverse(
                     self.moment[layer] / self.total[layer], self.damping, centred=layer.bias is not None
                 )
             plain = layer.weight.grad.flatten(1)
             biases = torch.zeros(len(plain)) if layer.bias is None else layer.bias.grad
             gradient = torch.cat([plain, biases[:, None]], 1)
-            velocity = self.momentum * self.velocity[layer] + gradient if layer in self.velocity else gradient
+            offsets = torch.zeros(len(plain)) if layer.bias is None else layer.bias.detach()
+            value = torch.cat(
+                [
+                    self.weight_decays[0] * layer.weight.detach().flatten(1),
+                    self.weight_decays[1] * offsets[:, None],
+                ],
+                1,
+            )
+            # Decay has a velocity of its own: what it adds is not preconditioned.
+            both = torch.stack([gradient, value])
+            velocity = self.momentum * self.velocity[layer] + both if layer in self.velocity else both
             self.velocity[layer] = velocity
-            direction = gradient + self.momentum * velocity if self.nesterov else velocity
-            change = self.lr * direction @ self.inverse[layer]
+            direction = both + self.momentum * velocity if self.nesterov else velocity
+            change = self.lr * (direction[0] @ self.inverse[layer] + direction[1])
             with torch.no_grad():
                 layer.weight -= change[:, :-1].reshape(layer.weight.shape)
                 if layer.bias is not None:

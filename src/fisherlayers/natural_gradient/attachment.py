@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, Settings, fisher_of
+from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, Settings, bias_of, fisher_of
 from fisherlayers.natural_gradient.rules.rule import Rule, Weight
 
 __all__ = ["Place", "attach", "detach", "is_host", "order_of", "place_of"]
@@ -70,7 +70,7 @@ def _attach(host: nn.Module, fishers: dict[str, FisherWeight]) -> None:
             parametrize.register_parametrization(host, name, fishers[name], unsafe=True)
     for name in order:
         if name in shifting:
-            parametrize.register_parametrization(host, name, FisherBias(host, shifting[name]), unsafe=True)
+            parametrize.register_parametrization(host, name, FisherBias(host, name, shifting[name]), unsafe=True)
     inner = host._modules["parametrizations"]
     assert inner is not None
     _sort(inner._modules, order)  # so that parameters() gives them in the order of the plain module
@@ -89,7 +89,7 @@ def detach(host: nn.Module) -> None:
     host.__class__ = type(shared.__name__, shared.__bases__, members)
     inner = host._modules["parametrizations"]
     assert inner is not None
-    names = [name for name in inner._modules if fisher_of(host, name) is not None or _is_bias(inner._modules[name])]
+    names = [name for name in inner._modules if fisher_of(host, name) or bias_of(host, name)]
     for name in sorted(names, key=lambda name: fisher_of(host, name) is not None):  # biases first: they read weights
         parametrize.remove_parametrizations(host, name, leave_parametrized=True)
     _sort(host._parameters, getattr(host, _ORDER))
@@ -118,10 +118,6 @@ def order_of(host: nn.Module) -> list[str]:
         Names of its own parameters.
     """
     return list(getattr(host, _ORDER))
-
-
-def _is_bias(parametrizations: nn.Module | None) -> bool:
-    return parametrizations is not None and isinstance(parametrizations._modules.get("0"), FisherBias)
 
 
 def _sort(members: dict[str, Any], order: list[str]) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "FisherWeight",
     "Reader",
     "Settings",
+    "bias_of",
     "fisher_of",
     "fisher_weights",
     "original",
@@ -401,12 +402,14 @@ class FisherBias(nn.Module):
     Args:
         host: The module whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
             ``deepcopy`` find the tensor that is in place.
+        name: Of the bias there.
         weights: Names of the weights beside it, with the slices of the bias that they shift (None: all of it).
     """
 
-    def __init__(self, host: nn.Module, weights: Sequence[tuple[str, slice | None]]) -> None:
+    def __init__(self, host: nn.Module, name: str, weights: Sequence[tuple[str, slice | None]]) -> None:
         super().__init__()
         self._host = (host,)  # in a tuple: not a submodule of its own parametrization
+        self._name = name
         self._weights = tuple(weights)
 
     def forward(self, bias: Tensor) -> Tensor:
@@ -430,6 +433,19 @@ class FisherBias(nn.Module):
             d, of the same shape and dtype.
         """
         return (self._fisher.unmixed_bias(bias) + self._offset(bias)).to(bias.dtype)
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter d."""
+        return cast("Tensor", original(self._host[0], self._name))
+
+    def beside(self) -> list[tuple[FisherWeight, slice | None]]:
+        """Return the weights that shift the bias.
+
+        Returns:
+            Local Fisher layers, with the slice of the bias that belongs to each (None: all of it).
+        """
+        return [(cast("FisherWeight", fisher_of(self._host[0], name)), part) for name, part in self._weights]
 
     @property
     def _fisher(self) -> FisherWeight:
@@ -461,6 +477,21 @@ def fisher_of(module: nn.Module, name: str = "weight") -> FisherWeight | None:
     weights = _parametrizations(module, name)
     first = None if weights is None else weights._modules["0"]
     return first if isinstance(first, FisherWeight) else None
+
+
+def bias_of(module: nn.Module, name: str) -> FisherBias | None:
+    """Return the parametrization of a bias beside a reconstructed weight.
+
+    Args:
+        module: Any module.
+        name: Of its bias.
+
+    Returns:
+        The ``FisherBias``, or None if there is none.
+    """
+    every = _parametrizations(module, name)
+    first = None if every is None else every._modules["0"]
+    return first if isinstance(first, FisherBias) else None
 
 
 def fisher_weights(model: nn.Module) -> Iterator[FisherWeight]:

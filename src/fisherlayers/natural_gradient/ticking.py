@@ -7,7 +7,7 @@ only adds to sums; an optimizer's step enters them into the information, then re
 
 import weakref
 from collections.abc import Iterable, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,18 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fisherlayers.natural_gradient.attachment import place_of
-from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
+from fisherlayers.natural_gradient.decay import decay_plain
+from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, bias_of, fisher_of
 from fisherlayers.natural_gradient.rules.rule import Call, Rule
 from fisherlayers.natural_gradient.transport import move
+
+Module = TypeVar("Module", bound=nn.Module)
 
 __all__ = ["refresh_weights", "unwatch", "watch"]
 
 _fishers: MutableMapping[Any, weakref.ref[FisherWeight]] = WeakIdKeyDictionary()  # by W'
+
+_biases: MutableMapping[Any, weakref.ref[FisherBias]] = WeakIdKeyDictionary()  # by d
 
 _OBSERVATION = "_observation_of_inputs"
 
@@ -65,6 +70,8 @@ def unwatch(layer: nn.Module) -> Rule | None:
         return None
     for fisher in _observed(layer, observation).values():
         _fishers.pop(fisher.weight, None)
+        for bias in _biases_of(fisher):
+            _biases.pop(bias.parameter, None)
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _before_forward:
             del layer._forward_pre_hooks[key]
@@ -99,8 +106,16 @@ def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWe
 def _remember(fisher: FisherWeight) -> None:
     weight = fisher.weight
     known = _fishers.get(weight)
-    if known is None or known() is not fisher:
-        _fishers[weight] = weakref.ref(fisher)
+    if known is not None and known() is fisher:
+        return
+    _fishers[weight] = weakref.ref(fisher)
+    for bias in _biases_of(fisher):
+        _biases[bias.parameter] = weakref.ref(bias)
+
+
+def _biases_of(fisher: FisherWeight) -> list[FisherBias]:
+    found = [bias_of(reader.host, reader.bias) for reader in fisher.readers if reader.bias is not None]
+    return [bias for bias in found if bias is not None]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -143,18 +158,27 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    fishers = []
+    fishers, biases = [], set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            reference = _fishers.get(parameter)
-            fisher = None if reference is None else reference()
+            fisher = _found(_fishers, parameter)
             if fisher is not None and fisher.weight is parameter:
                 fishers.append(fisher)
+                biases.update(_biases_of(fisher))
+            bias = _found(_biases, parameter)
+            if bias is not None and bias.parameter is parameter:
+                biases.add(bias)
     for fisher in fishers:
         fisher.absorb()
     refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
+    decay_plain(optimizer, biases)
     for fisher in fishers:
         fisher.steps += 1
+
+
+def _found(known: MutableMapping[Any, weakref.ref[Module]], parameter: Tensor) -> Module | None:
+    reference = known.get(parameter)
+    return None if reference is None else reference()
 
 
 register_optimizer_step_pre_hook(_before_step)
