@@ -1,15 +1,18 @@
 """Put the parametrizations on the weights of a layer and take them off; the Parameter objects stay."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, Settings, bias_of, fisher_of
+from fisherlayers.natural_gradient.layout import Layout
+from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, bias_of, fisher_of
 from fisherlayers.natural_gradient.rules.rule import Rule, Weight
 
-__all__ = ["Place", "attach", "detach", "is_host", "order_of", "place_of"]
+__all__ = ["Make", "Place", "attach", "detach", "is_host", "order_of", "place_of"]
+
+Make = Callable[[Reader, Layout], FisherWeight]
 
 _ORDER = "_order_before_reconstruction"
 
@@ -35,19 +38,19 @@ def place_of(layer: nn.Module, name: str) -> Place:
     return Place(layer.get_submodule(path), last)
 
 
-def attach(layer: nn.Module, rule: Rule, weights: Iterable[tuple[Weight, Settings]]) -> None:
+def attach(layer: nn.Module, rule: Rule, weights: Iterable[tuple[Weight, Make]]) -> None:
     """Parametrize weights of a layer and the biases beside them; values stay.
 
     Args:
         layer: The layer.
         rule: Its rule.
-        weights: What to reconstruct, and how each local Fisher layer follows its input.
+        weights: What to reconstruct, and what makes each local Fisher layer.
     """
     fishers: dict[nn.Module, dict[str, FisherWeight]] = {}
-    for weight, settings in weights:
+    for weight, make in weights:
         host, name = place_of(layer, weight.name)
         bias = weight.bias if weight.bias is not None and host._parameters.get(weight.bias) is not None else None
-        fisher = FisherWeight(Reader(host, name, bias, weight.part), weight.layout, settings)
+        fisher = make(Reader(host, name, bias, weight.part), weight.layout)
         fishers.setdefault(host, {})[name] = fisher
     for host, found in fishers.items():
         _attach(host, found)

@@ -20,6 +20,7 @@ from fisherlayers.natural_gradient.products import (
     shifted_factors,
     solve,
 )
+from fisherlayers.natural_gradient.region import TrustRegion
 from fisherlayers.natural_gradient.roots import input_coordinates
 
 __all__ = [
@@ -45,6 +46,8 @@ class Settings(NamedTuple):
     statistics_every: int
     rank: int | None
     max_rows: int = 4096
+    output_damping: float = 3.0
+    trust: float | None = None
 
 
 class Reader(NamedTuple):
@@ -128,6 +131,7 @@ class FisherWeight(nn.Module):
         self.register_buffer("origin", torch.zeros(*shape, size, **like))
         self.register_buffer("mean", torch.zeros(*shape, size, **like))
         self.register_buffer("shift", torch.zeros(*shape, size, **like))  # mean S: b = d - W' shift
+        self.region = None if settings.trust is None else TrustRegion(self.root, settings.trust)
         self.pending: Moments | None = None
         self._centres = reader.bias is not None
         self._latest: _Read | None = None
@@ -205,7 +209,7 @@ class FisherWeight(nn.Module):
             change = ((rows - before) @ self.shift.unsqueeze(-1)).flatten()
             for bias in biases:
                 bias.view_of(bias.parameter).add_(change)
-        return self.layout.tensor(rows, weight.shape).to(weight.dtype)
+        return self.layout.tensor(rows, weight.shape).to(weight.dtype).contiguous()
 
     def mixed_bias(self, bias: Tensor) -> Tensor:
         """Return T d.
@@ -356,6 +360,8 @@ class FisherWeight(nn.Module):
                 for buffer, value in zip(mine.buffers(), new.buffers(), strict=True):
                     buffer.copy_(value)
         self.mean.copy_(coordinates.mean)
+        if self.region is not None and self.observed_at >= 0:
+            self.region.measure(self)
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
     def get_extra_state(self) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Literal, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from fisherlayers.natural_gradient.attachment import attach, detach, is_host, place_of
+from fisherlayers.natural_gradient.attachment import attach, detach, is_host
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
+from fisherlayers.natural_gradient.modes import Mode, Rank, maker, trust_of
 from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
 from fisherlayers.natural_gradient.roots import plain_coordinates
-from fisherlayers.natural_gradient.rules.rule import Weight
 from fisherlayers.natural_gradient.selection import Selector, chosen_layers
 from fisherlayers.natural_gradient.ticking import refresh_weights, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
@@ -19,19 +19,18 @@ __all__ = ["fold", "reconstruct", "refresh"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_AUTO_RANK = 31  # 32 columns with the mean: matrix products like them
-_AUTO_SIZE = 100
-
 
 def reconstruct(
     model: Model,
     *,
-    mode: Literal["input"] = "input",
+    mode: Mode = "input",
     damping: float = 3.0,
+    output_damping: float | None = None,
+    trust_region: float | Literal["auto"] | None = "auto",
     decay: float = 0.95,
     refresh_every: int = 50,
     statistics_every: int = 25,
-    rank: int | Literal["auto"] | None = "auto",
+    rank: Rank = "auto",
     include: Sequence[Selector] = ("*",),
     exclude: Sequence[Selector] = (),
 ) -> Model:
@@ -51,8 +50,13 @@ def reconstruct(
 
     Args:
         model: Any model; parametric layers of other kinds are left alone and named in one warning.
-        mode: Which Fisher information: ``"input"``, one per layer, from the layer's input.
-        damping: Added to the covariance, relative to its mean eigenvalue; more than 0.
+        mode: Which Fisher information. ``"input"``: one per layer, from the layer's input. ``"kronecker"``: also one
+            from the loss's derivatives by the layer's outputs, W = T W' S, for linear layers and convolutions; descent
+            is then K-FAC (other kinds of layers as with ``"input"``).
+        damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0.
+        output_damping: The same for the covariance of the derivatives, in mode ``"kronecker"``; None for 3.
+        trust_region: How much a step may change a layer's outputs, relative to their size (root mean square); longer
+            steps of any optimizer are shortened. None for no limit; ``"auto"`` is 0.03 in mode ``"kronecker"``.
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
         refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
         statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
@@ -82,10 +86,15 @@ def reconstruct(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if mode != "input":
-        raise ValueError(f"mode must be 'input', got {mode!r}")
-    if not 0 < damping < float("inf"):
-        raise ValueError(f"damping must be positive and finite (it is relative to the mean eigenvalue), got {damping}")
+    if mode not in {"input", "kronecker"}:
+        raise ValueError(f"mode must be 'input' or 'kronecker', got {mode!r}")
+    if output_damping is not None and mode != "kronecker":
+        raise ValueError(f"output_damping belongs to mode 'kronecker', and mode is {mode!r}: leave it out")
+    for name, number in (("damping", damping), ("output_damping", 3.0 if output_damping is None else output_damping)):
+        if not 0 < number < float("inf"):
+            raise ValueError(
+                f"{name} must be positive and finite (it is relative to the mean eigenvalue), got {number}"
+            )
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay}")
     for name, value in (("refresh_every", refresh_every), ("statistics_every", statistics_every)):
@@ -93,20 +102,15 @@ def reconstruct(
             raise ValueError(f"{name} must be a whole number of optimizer steps, at least 1, got {value!r}")
     if not (rank is None or rank == "auto" or (isinstance(rank, int) and rank >= 1)):
         raise ValueError(f"rank must be a whole number of at least 1, None (dense) or 'auto', got {rank!r}")
-    settings = Settings(damping, decay, refresh_every, statistics_every, None)
+    settings = Settings(damping, decay, refresh_every, statistics_every, None, trust=trust_of(mode, trust_region))
+    if output_damping is not None:
+        settings = settings._replace(output_damping=output_damping)
     for layer, rule, weights in chosen_layers(model, include, exclude):
-        attach(layer, rule, [(weight, settings._replace(rank=_rank_of(layer, weight, rank))) for weight in weights])
+        attach(layer, rule, [(weight, maker(mode, settings, rank, layer, rule, weight)) for weight in weights])
         watch(layer, rule, [weight.name for weight in weights])
     for host in filter(is_host, model.modules()):
         accept_plain_keys(host)
     return model
-
-
-def _rank_of(layer: nn.Module, weight: Weight, rank: int | str | None) -> int | None:
-    if isinstance(rank, int) or rank is None:
-        return rank
-    size = weight.layout.rows(getattr(*place_of(layer, weight.name))).shape[-1]
-    return _AUTO_RANK if size >= _AUTO_SIZE else None
 
 
 def fold(model: Model, optimizer: Optimizer | None = None) -> Model:

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fisherlayers.natural_gradient.attachment import place_of
 from fisherlayers.natural_gradient.decay import decay_plain
+from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, bias_of, fisher_of
-from fisherlayers.natural_gradient.rules.rule import Call, Rule
+from fisherlayers.natural_gradient.region import limit_steps
+from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Rule
 from fisherlayers.natural_gradient.transport import move
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,7 +54,10 @@ def watch(layer: nn.Module, rule: Rule, names: Iterable[str]) -> None:
     layer.register_forward_pre_hook(_before_forward, with_kwargs=True)
     if rule.repeats:
         layer.register_forward_hook(_after_forward, always_call=True)
-    for fisher in _observed(layer, observation).values():
+    fishers = _observed(layer, observation).values()
+    if any(isinstance(fisher, KroneckerWeight) for fisher in fishers):
+        layer.register_forward_hook(_follow_output)
+    for fisher in fishers:
         _remember(fisher)
 
 
@@ -77,7 +82,7 @@ def unwatch(layer: nn.Module) -> Rule | None:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
     for key, hook in list(layer._forward_hooks.items()):
-        if hook is _after_forward:
+        if hook in {_after_forward, _follow_output}:
             del layer._forward_hooks[key]
             layer._forward_hooks_always_called.pop(key, None)
     delattr(layer, _OBSERVATION)
@@ -157,8 +162,38 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
                 fisher.observe(rows[name])
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if not (layer.training and isinstance(output, Tensor) and output.requires_grad):
+        return
+    observation: _Observation | None = vars(layer).get(_OBSERVATION)
+    if observation is None or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    for fisher in _observed(layer, observation).values():
+        if isinstance(fisher, KroneckerWeight) and isinstance(observation.rule, ProductRule) and fisher.statistics_due:
+            follow_gradient(fisher, layer, observation.rule, output)
+
+
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    fishers, biases = [], set()
+    fishers, biases = _stepped(optimizer)
+    for fisher in fishers:
+        fisher.absorb()
+    refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
+    for fisher in fishers:
+        if fisher.region is not None:
+            fisher.region.begin(fisher)
+    decay_plain(optimizer, biases)
+    for fisher in fishers:
+        fisher.steps += 1
+
+
+def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    limit_steps(_stepped(optimizer)[0])
+
+
+def _stepped(optimizer: Optimizer) -> tuple[list[FisherWeight], set[FisherBias]]:
+    fishers: list[FisherWeight] = []
+    biases: set[FisherBias] = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             fisher = _found(_fishers, parameter)
@@ -168,12 +203,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
             bias = _found(_biases, parameter)
             if bias is not None and bias.parameter is parameter:
                 biases.add(bias)
-    for fisher in fishers:
-        fisher.absorb()
-    refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
-    decay_plain(optimizer, biases)
-    for fisher in fishers:
-        fisher.steps += 1
+    return fishers, biases
 
 
 def _found(known: MutableMapping[Any, weakref.ref[Module]], parameter: Tensor) -> Module | None:
@@ -182,3 +212,4 @@ def _found(known: MutableMapping[Any, weakref.ref[Module]], parameter: Tensor) -
 
 
 register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

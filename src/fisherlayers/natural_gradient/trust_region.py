@@ -1,14 +1,65 @@
-"""How far a natural-gradient step may go, and how the damping follows from how well its model predicted.
+"""How far a step may go, and how the damping follows from how well its model predicted.
 
 A step δ changes the model's output distribution by KL ≈ ½ δᵀ F δ. For a layer with the Kronecker information A ⊗ B and
 a step Δ of its homogeneous weight [W b] this is ½ tr(Bᵀ Δ A Δᵀ).
+
+B needs derivatives of one sample's log-likelihood, which a training loop need not give: its loss may be a mean, a sum,
+or scaled. The trust region that ``reconstruct`` keeps is therefore measured where the scale is known, in the layer's
+outputs o = W x + b: a step may change them by E|Δo|² ≤ ρ² E|o|². In the coordinates of a Fisher layer, with V = S C S
+the covariance of the whitened input S (x - μ), Δo = T (ΔW' S (x - μ) + Δd) has
+
+    E|Δo|² = tr(Y V Yᵀ) + |T Δd|²,   Y = T ΔW',
+
+which is a product of the step with a root, whatever the optimizer that made the step.
 """
 
 import math
 
+import torch
 from torch import Tensor
 
-__all__ = ["adapted_damping", "clip_factor", "kronecker_divergence", "reduction_ratio"]
+from fisherlayers.inverse_root import LowRank
+from fisherlayers.layer import DenseRoot, LowRankRoot, Root
+from fisherlayers.natural_gradient.products import multiply
+
+__all__ = ["adapted_damping", "change_power", "clip_factor", "kronecker_divergence", "reduction_ratio", "whitened"]
+
+
+def whitened(root: Root, covariance: Tensor) -> Root:
+    """Return V = S C S, the covariance of the whitened input, in the structure of the root.
+
+    Args:
+        root: S, low-rank or dense.
+        covariance: C, (..., D, D).
+
+    Returns:
+        V itself as something that multiplies; for a low-rank S exact along its basis, the mean elsewhere.
+    """
+    values = covariance.double()
+    if not isinstance(root, LowRankRoot):
+        matrix = root.dense().double()
+        return DenseRoot((matrix @ values @ matrix).to(root.dense().dtype))
+    basis, gains, scale = root.basis.double(), root.gains.double(), root.scale.double()
+    leading = ((values @ basis) * basis).sum(-2)
+    rest = values.diagonal(dim1=-2, dim2=-1).sum(-1) - leading.sum(-1)
+    tail = scale.square() * rest.clamp_min(0) / max(1, basis.shape[-2] - basis.shape[-1])
+    spread = LowRank(tail, basis, gains.square() * leading)
+    return LowRankRoot(LowRank(*(tensor.to(root.scale.dtype) for tensor in spread)))
+
+
+def change_power(weight: Tensor, bias: Tensor | None, spread: Root) -> Tensor:
+    """Return E|o|² of outputs o = Y S (x - μ) + y: of a step, or of a layer.
+
+    Args:
+        weight: Y, T times W' or a change of it, (..., out, D).
+        bias: y, T times d or a change of it, (..., out); None is zero.
+        spread: V, as ``whitened`` returns it.
+
+    Returns:
+        Summed over outputs and groups: a scalar.
+    """
+    power = (multiply(spread, weight) * weight).sum()
+    return power if bias is None else power + torch.sum(bias.square())
 
 
 def kronecker_divergence(step: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fisherlayers.natural_gradient.layout import Layout, thinned
-from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule
+from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Weight, register_rule
 
 __all__ = ["Convolution", "ConvolutionRule", "patches", "rows_of", "unfolded"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-class ConvolutionRule(Rule):
+class ConvolutionRule(ProductRule):
     """One weight, one bias, every patch a row; each group has inputs of its own."""
 
     @override
@@ -32,6 +32,14 @@ class ConvolutionRule(Rule):
         if not isinstance(inputs, Tensor):
             return {}
         return {"weight": rows_of(patches(convolution, inputs), convolution.groups, call.max_rows)}
+
+    @override
+    def output_rows(self, layer: nn.Module, gradient: Tensor) -> Tensor:
+        convolution = cast("Convolution", layer)
+        positions = len(convolution.kernel_size)
+        rows = gradient.movedim(-positions - 1, -1).flatten(0, -2)
+        groups = convolution.groups
+        return rows if groups == 1 else rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
 
 def patches(layer: Convolution, inputs: Tensor) -> Tensor:

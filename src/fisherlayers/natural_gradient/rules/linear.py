@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule
+from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Weight, register_rule
 
 __all__ = ["LinearRule"]
 
 
-class LinearRule(Rule):
+class LinearRule(ProductRule):
     """One weight, one bias, the input as it comes."""
 
     @override
@@ -21,6 +21,10 @@ class LinearRule(Rule):
     def input_rows(self, layer: nn.Module, call: Call) -> Mapping[str, Tensor]:
         inputs = call.argument(0, "input")
         return {"weight": inputs.reshape(-1, inputs.shape[-1])} if isinstance(inputs, Tensor) else {}
+
+    @override
+    def output_rows(self, layer: nn.Module, gradient: Tensor) -> Tensor:
+        return gradient.reshape(-1, gradient.shape[-1])
 
 
 register_rule(nn.Linear, LinearRule())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fisherlayers.natural_gradient.layout import Layout
 
-__all__ = ["Call", "Rule", "Weight", "register_rule", "rule_of"]
+__all__ = ["Call", "ProductRule", "Rule", "Weight", "register_rule", "rule_of"]
 
 
 class Weight(NamedTuple):
@@ -98,6 +98,22 @@ class Rule(ABC):
 
         Args:
             layer: The plain layer.
+        """
+
+
+class ProductRule(Rule):
+    """A rule for layers that return the product of their one weight, bias added: for these there is a second side."""
+
+    @abstractmethod
+    def output_rows(self, layer: nn.Module, gradient: Tensor) -> Tensor:
+        """Return the derivatives of the loss by the products of the weight.
+
+        Args:
+            layer: The layer.
+            gradient: Derivative of the loss by what its forward returned.
+
+        Returns:
+            Rows (N, out), or (groups, N, out / groups) for a layout with several groups.
         """
 
 
