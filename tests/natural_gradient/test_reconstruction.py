@@ -187,7 +187,7 @@ class TestRefusals:
             ({"statistics_every": -1}, "statistics_every must be a whole number"),
             ({"rank": 0}, "rank must be a whole number"),
             ({"rank": "full"}, "rank must be a whole number"),
-            ({"mode": "exact"}, "mode must be 'input' or 'kronecker', got 'exact'"),
+            ({"mode": "exact"}, r"mode must be 'input', 'unit' or 'kronecker', got 'exact' .*ExactNaturalGradient"),
             ({"include": ["nothing"]}, "include: the pattern 'nothing' matches no module"),
             ({"exclude": ["nothing"]}, "exclude: the pattern 'nothing' matches no module"),
             ({"exclude": "0"}, "exclude must be a sequence of patterns"),

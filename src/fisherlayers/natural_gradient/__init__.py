@@ -3,10 +3,12 @@
 from fisherlayers.natural_gradient.checkpoints import plain_state_dict
 from fisherlayers.natural_gradient.exact import ExactNaturalGradient
 from fisherlayers.natural_gradient.layout import Layout
+from fisherlayers.natural_gradient.modes import COMPAT
 from fisherlayers.natural_gradient.reconstruction import fold, reconstruct, refresh
 from fisherlayers.natural_gradient.rules import Call, Rule, Weight, register_rule
 
 __all__ = [
+    "COMPAT",
     "Call",
     "ExactNaturalGradient",
     "Layout",

@@ -1,6 +1,7 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -8,7 +9,7 @@ from torch.optim import Optimizer
 
 from fisherlayers.natural_gradient.attachment import attach, detach, is_host
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
-from fisherlayers.natural_gradient.modes import Mode, Rank, maker, trust_of
+from fisherlayers.natural_gradient.modes import Mode, Rank, activations_of, maker, trust_of
 from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
 from fisherlayers.natural_gradient.roots import plain_coordinates
 from fisherlayers.natural_gradient.selection import Selector, chosen_layers
@@ -27,6 +28,8 @@ def reconstruct(
     damping: float = 3.0,
     output_damping: float | None = None,
     trust_region: float | Literal["auto"] | None = "auto",
+    activations: Mapping[str, str | nn.Module] | None = None,
+    compat: bool = False,
     decay: float = 0.95,
     refresh_every: int = 50,
     statistics_every: int = 25,
@@ -52,11 +55,18 @@ def reconstruct(
         model: Any model; parametric layers of other kinds are left alone and named in one warning.
         mode: Which Fisher information. ``"input"``: one per layer, from the layer's input. ``"kronecker"``: also one
             from the loss's derivatives by the layer's outputs, W = T W' S, for linear layers and convolutions; descent
-            is then K-FAC (other kinds of layers as with ``"input"``).
+            is then K-FAC (other kinds of layers as with ``"input"``). ``"unit"``: one per output unit, from the layer's
+            input weighted by what the unit's output tells about it (the relative information of Sun and Nielsen, ICML
+            2017), for the same kinds of layers, up to 2^28 numbers a layer.
         damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0.
         output_damping: The same for the covariance of the derivatives, in mode ``"kronecker"``; None for 3.
         trust_region: How much a step may change a layer's outputs, relative to their size (root mean square); longer
             steps of any optimizer are shortened. None for no limit; ``"auto"`` is 0.03 in mode ``"kronecker"``.
+        activations: In mode ``"unit"``, what follows a layer, by patterns of layer names: ``"relu"``, ``"leaky_relu"``,
+            ``"elu"``, ``"sigmoid"``, ``"tanh"``, ``"linear"``, or a module of that kind; the first match counts. A
+            layer without one takes the next module of its ``nn.Sequential``; the last of a sequential model is linear.
+        compat: In mode ``"unit"``, by the rule of the authors' released code: damping times the trace, a moving average
+            from the identity, no scale, first and last layer linear. ``reconstruct(model, **COMPAT)`` sets its numbers.
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
         refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
         statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
@@ -86,8 +96,14 @@ def reconstruct(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if mode not in {"input", "kronecker"}:
-        raise ValueError(f"mode must be 'input' or 'kronecker', got {mode!r}")
+    if mode not in {"input", "unit", "kronecker"}:
+        raise ValueError(
+            f"mode must be 'input', 'unit' or 'kronecker', got {mode!r} "
+            "(the exact natural gradient is an optimizer: ExactNaturalGradient)"
+        )
+    for name, given in (("activations", activations is not None), ("compat", compat)):
+        if given and mode != "unit":
+            raise ValueError(f"{name} belongs to mode 'unit', and mode is {mode!r}: leave it out")
     if output_damping is not None and mode != "kronecker":
         raise ValueError(f"output_damping belongs to mode 'kronecker', and mode is {mode!r}: leave it out")
     for name, number in (("damping", damping), ("output_damping", 3.0 if output_damping is None else output_damping)):
@@ -105,8 +121,11 @@ def reconstruct(
     settings = Settings(damping, decay, refresh_every, statistics_every, None, trust=trust_of(mode, trust_region))
     if output_damping is not None:
         settings = settings._replace(output_damping=output_damping)
-    for layer, rule, weights in chosen_layers(model, include, exclude):
-        attach(layer, rule, [(weight, maker(mode, settings, rank, layer, rule, weight)) for weight in weights])
+    choices = chosen_layers(model, include, exclude)
+    following = activations_of(model, choices, activations, compat=compat) if mode == "unit" else {}
+    for layer, rule, weights in choices:
+        make = functools.partial(maker, mode, settings, rank, layer, rule, compat=compat)
+        attach(layer, rule, [(weight, make(weight, following.get(layer))) for weight in weights])
         watch(layer, rule, [weight.name for weight in weights])
     for host in filter(is_host, model.modules()):
         accept_plain_keys(host)
