@@ -24,8 +24,8 @@ class ReleasedDescent:
     """The released code: an information a hidden unit, one for all units of the first and of the last layer.
 
     G <- .995 G + .005 mean(σ(z)² x̃ x̃ᵀ) from the identity (1 for σ(z)² in those two layers), every ``refresh_every``
-    steps inverted with 1e-4 of its trace on the diagonal. Two things differ from that code: it takes the statistics in a
-    second forward pass after the step, and a new inverse serves from the next step on.
+    steps inverted with 1e-4 of its trace on the diagonal. Two things differ from that code: it takes the statistics in
+    a second forward pass after the step, and a new inverse serves from the next step on.
     """
 
     def __init__(self, layers, *, lr, refresh_every):
