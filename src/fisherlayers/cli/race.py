@@ -31,9 +31,9 @@ class TaskName(StrEnum):
 
     DIGITS = "digits"
     MNIST = "mnist"
-    MNIST_DEEP = "mnist-deep"
+    MNIST_TAPERED = "mnist-tapered"
     MNIST_NARROW = "mnist-narrow"
-    MNIST_NARROW_DEEP = "mnist-narrow-deep"
+    MNIST_DEEP = "mnist-deep"
     FASHION_MNIST = "fashion-mnist"
     AUTOENCODER = "autoencoder"
     CIFAR10 = "cifar10"

@@ -33,7 +33,7 @@ class Plan:
         seeds: of the raced runs.
         tuning_seed: of the trials; apart from `seeds`.
         horizons: shares of the full run that are raced; the first is 1.
-        evaluations: of a run.
+        evaluations: of a full run; shorter ones have as many steps between them.
         most_seconds: of a run, over the reference's full run.
         schedule: of the learning rate.
     """
@@ -171,7 +171,7 @@ class Organizer:
             "seed": seed,
             "steps": steps,
             "schedule": self.plan.schedule,
-            "evaluate_every": max(1, round(steps / self.plan.evaluations)),
+            "evaluate_every": max(1, round(self.plan.steps / self.plan.evaluations)),
             "most_seconds": None if limit is None else share * limit,
         }
         key = {

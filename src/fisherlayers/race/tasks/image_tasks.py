@@ -21,11 +21,11 @@ from fisherlayers.race.tasks.task import (
 
 MNIST_SHAPES = {
     "mnist": [784, 80, 80, 80, 10],
-    "mnist-deep": [784, 80, 80, 80, 80, 80, 80, 10],
+    "mnist-tapered": [784, 80, 60, 40, 40, 40, 20, 10],
     "mnist-narrow": [784, 20, 20, 20, 10],
-    "mnist-narrow-deep": [784, 20, 20, 20, 20, 20, 20, 10],
+    "mnist-deep": [784, 80, 80, 80, 80, 80, 80, 10],
 }
-"""The multilayer perceptrons of the experiments that came with SNGD."""
+"""The four shapes of the experiments that came with SNGD's code."""
 
 
 def digits() -> Task:
