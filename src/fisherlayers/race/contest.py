@@ -179,6 +179,7 @@ class Organizer:
             "batch_size": self.task.batch_size,
             "validation_size": self.task.validation_size,
             "method": method.name,
+            "settings": method.optimizer.settings,
             "options": effective_options(method),
             "learning_rate": rate,
             **shared,

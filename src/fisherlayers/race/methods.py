@@ -114,15 +114,19 @@ PEERS: dict[str, Base] = {
         peers.shampoo,
         0.1,
         (3e-3, 3.0),
-        "pytorch_optimizer's ScalableShampoo: SGD grafting, roots every 20 steps",
+        "pytorch_optimizer's ScalableShampoo: SGD grafting, from step 5 on roots every 10 steps",
         "SGD",
         scale_free=False,
     ),
     "PSGD-Kron": Base(
-        peers.kron, 1e-3, (1e-4, 3e-2), "pytorch_optimizer's Kron: momentum 0.9, its own schedule", "SGD"
+        peers.kron, 1e-2, (1e-3, 3e-1), "pytorch_optimizer's Kron: momentum 0.9, its own schedule", "SGD"
     ),
     "K-FAC": Base(
-        peers.kfac, 1e-2, (1e-4, 1e-1), "SINGD: dense factors every 10 steps, momentum 0.9, damping 0.001", "SGD"
+        peers.kfac,
+        0.1,
+        (3e-3, 1.0),
+        "SINGD: dense factors every 10 steps at rate 0.1, momentum 0.9, damping 0.001",
+        "SGD",
     ),
 }
 

@@ -28,9 +28,13 @@ def soap(model: nn.Module, learning_rate: float) -> list[Optimizer]:
 
 
 def shampoo(model: nn.Module, learning_rate: float) -> list[Optimizer]:
-    """Return Shampoo (Anil et al., arXiv 2002.09018) grafted onto SGD, new roots every 20 steps."""
+    """Return Shampoo (Anil et al., arXiv 2002.09018) grafted onto SGD, from step 5 on new roots every 10 steps."""
     make = _peer("pytorch_optimizer", "ScalableShampoo")
-    options = {"preconditioning_compute_steps": 20, "no_preconditioning_for_layers_with_dim_gt": LARGEST_FACTOR}
+    options = {
+        "start_preconditioning_step": 5,
+        "preconditioning_compute_steps": 10,
+        "no_preconditioning_for_layers_with_dim_gt": LARGEST_FACTOR,
+    }
     return [make(model.parameters(), lr=learning_rate, **options)]
 
 
@@ -61,7 +65,7 @@ def kfac(model: nn.Module, learning_rate: float) -> list[Optimizer]:
     average = "batch+sequence" if tokens else "batch"
     wide = any(max(layer.weight.shape) > LARGEST_FACTOR for layer in layers)
     structures = ("diagonal", "diagonal") if wide else ("dense", "dense")
-    options = {"loss_average": average, "structures": structures, "warn_unsupported": False}
+    options = {"loss_average": average, "structures": structures, "lr_cov": 0.1, "warn_unsupported": False}
     optimizers = [make(model, params=held, lr=learning_rate, **options)]
     return optimizers + ([AdamW(rest, lr=learning_rate / 100, weight_decay=0.0)] if rest else [])
 
