@@ -39,7 +39,7 @@ def test_a_run_of_the_contest_is_a_run_of_train(even):
     contest = organizer().race(METHODS)
     run = contest.races[0.5].of("SGD")[1]
     again = train(
-        small_task(), METHODS[1], learning_rate=run.learning_rate, seed=1, steps=6, evaluate_every=2, schedule="linear"
+        small_task(), METHODS[1], learning_rate=run.learning_rate, seed=1, steps=6, evaluate_every=4, schedule="linear"
     )
     assert [point.validation_loss for point in run.points] == [point.validation_loss for point in again.points]
 
