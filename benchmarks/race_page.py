@@ -31,8 +31,8 @@ rates, one drawn from each equal part of the logarithmic range around its recomm
 seed of its own; the lowest validation loss decides. Then three other seeds. *Target:* the validation loss with which
 tuned AdamW ends its full run. *Time:* CPU seconds of training steps on one thread, preconditioner updates included,
 evaluation excluded, methods in turn. The learning rate falls linearly to zero over the run. Every method also runs on a
-third of the steps, and is judged on the horizon on which it gets to the target sooner. A run may take 1.5 times AdamW's
-seconds: dearer methods get fewer steps. "never": fewer than half of the seeds arrive.
+third of the steps, and is judged on the horizon on which it gets to the target sooner. No run takes more
+seconds than AdamW's: methods with dear steps get fewer of them. "never": fewer than half of the seeds arrive.
 
 The budgets are small (a few seconds a run for SGD): these are races of the first epochs, and who is ahead after long
 training is not measured here.

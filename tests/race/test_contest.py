@@ -8,7 +8,16 @@ from fisherlayers.race import Journal, Organizer, Plan, make_method, train
 from fisherlayers.race.contest import effective_options
 from race.small_task import small_task
 
-PLAN = Plan(steps=12, reference="Adam", trials=2, seeds=(0, 1), horizons=(1.0, 0.5), evaluations=3, most_seconds=1e9)
+PLAN = Plan(
+    steps=12,
+    reference="Adam",
+    trials=2,
+    seeds=(0, 1),
+    horizons=(1.0, 0.5),
+    evaluations=3,
+    most_seconds=1e9,
+    most_trial_seconds=1e9,
+)
 METHODS = [make_method("Adam"), make_method("SGD"), make_method("Adam", reconstructed=True)]
 
 

@@ -34,7 +34,8 @@ class Plan:
         tuning_seed: of the trials; apart from `seeds`.
         horizons: shares of the full run that are raced; the first is 1.
         evaluations: of a full run; shorter ones have as many steps between them.
-        most_seconds: of a run, over the reference's full run.
+        most_seconds: of a raced run, over the reference's of the same share.
+        most_trial_seconds: the same of a trial.
         schedule: of the learning rate.
     """
 
@@ -46,7 +47,8 @@ class Plan:
     tuning_seed: int = 1000
     horizons: tuple[float, ...] = (1.0, 1 / 3)
     evaluations: int = 20
-    most_seconds: float = 3.0
+    most_seconds: float = 1.0
+    most_trial_seconds: float = 1.5
     schedule: str = "linear"
 
 
@@ -108,7 +110,7 @@ class Organizer:
             The trials.
         """
         trials = []
-        for run in self._trials(method, self._limit(method, reference)):
+        for run in self._trials(method, self._limit(method, reference, self.plan.most_trial_seconds)):
             loss = lowest_validation_loss(run)
             trials.append(Trial(run.learning_rate, loss, None if loss is None else run.final.train_loss))
         return Tuning(method.name, (self.plan.tuning_seed,), tuple(trials))
@@ -131,13 +133,14 @@ class Organizer:
         reference = named[self.plan.reference]
         searches = {name: self.search(method, reference) for name, method in named.items()}
         able = [name for name in named if any(trial.validation_loss is not None for trial in searches[name].trials)]
-        runs: dict[float, list[Run]] = {share: [] for share in self.plan.horizons}
-        for seed in self.plan.seeds:
-            for share in self.plan.horizons:
+        plan = self.plan
+        runs: dict[float, list[Run]] = {share: [] for share in plan.horizons}
+        for seed in plan.seeds:
+            for share in plan.horizons:
                 for name in able:
-                    limit = self._limit(named[name], reference)
+                    limit = self._limit(named[name], reference, plan.most_seconds)
                     runs[share].append(self._run(named[name], searches[name].learning_rate, seed, share, limit))
-        task, plan = self.task, self.plan
+        task = self.task
         races = {
             share: Race(
                 task.name,
@@ -152,11 +155,11 @@ class Organizer:
         }
         return Contest(task.title, plan, searches, races)
 
-    def _limit(self, method: Method, reference: Method) -> float | None:
+    def _limit(self, method: Method, reference: Method, most: float) -> float | None:
         """Return the most seconds of a full run; the reference itself has no limit."""
         if method.name == reference.name:
             return None
-        return self.plan.most_seconds * self.reference_seconds(reference)
+        return most * self.reference_seconds(reference)
 
     def _trials(self, method: Method, limit: float | None) -> list[Run]:
         plan = self.plan
