@@ -125,8 +125,9 @@ PEERS: dict[str, Base] = {
         peers.kfac,
         0.1,
         (3e-3, 1.0),
-        "SINGD: dense factors every 10 steps at rate 0.1, momentum 0.9, damping 0.001",
+        "SINGD: dense factors every 10 steps, momentum 0.9, damping 0.001",
         "SGD",
+        scale_free=False,
     ),
 }
 

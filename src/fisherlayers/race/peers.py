@@ -65,7 +65,7 @@ def kfac(model: nn.Module, learning_rate: float) -> list[Optimizer]:
     average = "batch+sequence" if tokens else "batch"
     wide = any(max(layer.weight.shape) > LARGEST_FACTOR for layer in layers)
     structures = ("diagonal", "diagonal") if wide else ("dense", "dense")
-    options = {"loss_average": average, "structures": structures, "lr_cov": 0.1, "warn_unsupported": False}
+    options = {"loss_average": average, "structures": structures, "warn_unsupported": False}
     optimizers = [make(model, params=held, lr=learning_rate, **options)]
     return optimizers + ([AdamW(rest, lr=learning_rate / 100, weight_decay=0.0)] if rest else [])
 
