@@ -1,0 +1,113 @@
+"""Peak memory of a whole fit: 100,000 colour images of 64 x 64 pixels in 4 GB, on one core.
+
+Every size is fitted in a process of its own, whose peak resident memory the system reports; images are made when they
+are read, as files would be. The network is that of preset "small" with all its encodings (23,296 numbers an image), but
+with descriptors every 8 pixels instead of every 2: memory depends on the former, time on the latter.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks.common import Figure, command_line, write_results
+
+CLASSES = 10
+SIZE = 64
+MEMORY = "4GB"
+
+
+class Waves:
+    """Images of ten classes, made on demand: coloured waves of a class's direction and wavelength, and noise."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+        angles = np.pi * np.arange(CLASSES) / CLASSES
+        self.phases = [np.cos(angle) * columns + np.sin(angle) * rows for angle in angles]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        wave = np.sin(self.phases[index % CLASSES] / rng.uniform(1.5, 4) + rng.uniform(0, 6))
+        tint = rng.uniform(20, 60, 3).astype(np.float32)
+        noise = rng.integers(-25, 26, (SIZE, SIZE, 3), dtype=np.int8)
+        return (128 + wave[..., None] * tint + noise).astype(np.uint8)
+
+
+def fit(count: int) -> dict[str, float]:
+    """Fit in this process, and return what it took.
+
+    Args:
+        count: Number of images.
+
+    Returns:
+        Peak memory and that of the imports alone in GB, seconds, the accuracy on unseen images.
+    """
+    from fisherlayers import DeepFisherNetwork
+
+    images, labels = Waves(count), np.arange(count) % CLASSES
+    before = peak()
+    started, cpu = time.perf_counter(), time.process_time()
+    stages: dict[str, float] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if done == total:
+            stages[stage] = round(time.perf_counter() - started, 1)
+
+    model = DeepFisherNetwork(
+        preset="small", step=8, C=1.0, cv=0, memory=MEMORY, encoding_dtype="float16", random_state=0, n_jobs=1
+    ).fit(images, labels, progress=progress)
+    fitted = {"peak": peak(), "imports": before, "wall": time.perf_counter() - started}
+    unseen = Waves(count + 200)
+    chosen = range(count, count + 200)
+    right = model.predict([unseen[index] for index in chosen]) == np.array(chosen) % CLASSES
+    print("stages", stages, file=sys.stderr)
+    return fitted | {
+        "cpu": time.process_time() - cpu,
+        "accuracy": 100 * float(right.mean()),
+        "features": model.network_.num_features,
+    }
+
+
+def peak() -> float:
+    """Return the peak resident memory of this process in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    """Measure every size in a child process, print and write benchmarks/results/images_memory.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[12_500, 25_000, 50_000, 100_000])
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(fit(arguments.child)))
+        return
+    found = {}
+    for count in arguments.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": folder}
+            command = [sys.executable, "-m", "benchmarks.images_memory", "--child", str(count)]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        found[count] = json.loads(done.stdout.splitlines()[-1])
+        print(count, found[count], flush=True)
+    largest = max(found)
+    figures = [Figure(f"peak memory, {count} images", round(entry["peak"], 3), "GB") for count, entry in found.items()]
+    figures += [
+        Figure("images of the largest fit", largest, "images"),
+        Figure("memory parameter", 4.0, "GB"),
+    ]
+    write_results("images_memory", figures, command=command_line(), threads=1, details={"runs": found})
+
+
+if __name__ == "__main__":
+    main()
