@@ -1,6 +1,6 @@
 """Two cores over one: fit and predict of the Deep Fisher Network with `n_jobs=2` against `n_jobs=1`, wall-clock.
 
-The images are photographs' windows of 256 x 256 pixels; the settings are those of preset "photos" with smaller mixtures.
+The images are photographs' windows of 256 x 256 pixels, the settings those of preset "photos" with smaller mixtures.
 Both contenders take turns in one process. The share of each stage in the time, and its own ratio, stand in the details:
 what is serial limits the whole.
 """

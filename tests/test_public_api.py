@@ -25,6 +25,7 @@ PUBLIC = [
     "register_rule",
     "DeepFisherNetwork",
     "FisherVectorLayer",
+    "FisherVectorTransformer",
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fisherlayers.fisher_vectors import DeepFisherNetwork as DeepFisherNetwork
     from fisherlayers.fisher_vectors import FisherVectorLayer as FisherVectorLayer
+    from fisherlayers.fisher_vectors import FisherVectorTransformer as FisherVectorTransformer
     from fisherlayers.information import DenseInformation as DenseInformation
     from fisherlayers.information import DiagonalInformation as DiagonalInformation
     from fisherlayers.information import FisherInformation as FisherInformation
@@ -49,6 +50,7 @@ _HOME = {
     # Fisher vectors
     "DeepFisherNetwork": "fisher_vectors",
     "FisherVectorLayer": "fisher_vectors",
+    "FisherVectorTransformer": "fisher_vectors",
 }
 
 __all__ = [*_HOME]

@@ -278,7 +278,8 @@ IMAGES, LABELS = textures(2)
     ("parameters", "images", "labels", "message"),
     [
         ({}, [], [], "images is empty"),
-        ({}, IMAGES, ["a"] * 8, "y must hold at least two classes, got only a"),
+        ({}, IMAGES, ["a"] * 8, "y must hold at least two classes, got one class, a"),
+        ({}, IMAGES, None, "requires y to be passed, but the target y is None"),
         ({}, IMAGES, LABELS[:7], "y must hold one label an image, got 7 labels for 8 images"),
         ({}, IMAGES, np.full((8, 2), 2), "y with several columns must hold 0 and 1"),
         ({}, IMAGES, np.zeros((8, 2, 2)), "y must be a list of labels"),

@@ -2,5 +2,6 @@
 
 from fisherlayers.fisher_vectors.classifier import DeepFisherNetwork as DeepFisherNetwork
 from fisherlayers.fisher_vectors.differentiable import FisherVectorLayer as FisherVectorLayer
+from fisherlayers.fisher_vectors.transformer import FisherVectorTransformer as FisherVectorTransformer
 
-__all__ = ["DeepFisherNetwork", "FisherVectorLayer"]
+__all__ = ["DeepFisherNetwork", "FisherVectorLayer", "FisherVectorTransformer"]

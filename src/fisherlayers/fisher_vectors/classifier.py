@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, distributed
 
 from fisherlayers.fisher_vectors.calibration import probabilities
 from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.exports import Exports
-from fisherlayers.fisher_vectors.images import Batch, ImageList
+from fisherlayers.fisher_vectors.images import Batch, ImageList, warn_empty
+from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import Progress, in_threads, map_batches, reporter, single_torch_thread
@@ -37,7 +35,6 @@ from fisherlayers.fisher_vectors.persistence import (
 from fisherlayers.fisher_vectors.processes import Processes
 from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
-from fisherlayers.fisher_vectors.store import Workspace
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 __all__ = ["DeepFisherNetwork"]
@@ -257,19 +254,25 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
             return self._fit(ImageList(images, each=execution.each), y, costs, execution)
 
     def _fit(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> Self:
-        classes, labels = _check_labels(y, len(images))
+        classes, labels = check_labels(y, len(images))
         class_weight = self._checked_class_weight(classes, labels)
         settings = self._settings(images)
         processes = execution.processes
         seed = processes.share(int(check_random_state(self.random_state).randint(2**31 - 1)))
-        count, images = len(images), _prepared(images, settings)
-        with replace(execution, workspace=self._open_workspace(images, labels, settings, seed, processes)) as execution:
+        count, images = len(images), images.prepared(**settings.preparation)
+        identity = {
+            "images": images.fingerprint,
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+            "settings": settings.to_config(),
+            "seed": seed,
+        }
+        with execution.with_workspace(self.workspace, self.random_state, identity) as execution:
             network, folds = fit_network(images, labels, settings, seed=seed, execution=execution)
             if settings.flips:
                 copies = (2,) + (1,) * (labels.ndim - 1)
                 images, labels, folds = images.mirrored(), np.tile(labels, copies), np.tile(folds, 2)
             encoded = encode_images(network, images, folds=folds, dtype=self.encoding_dtype, execution=execution)
-            _warn_empty(encoded.empty, len(images))
+            warn_empty(encoded.empty, len(images))
             execution.report("classifier", 0, 1)
             svm = None
             if processes.is_first:
@@ -288,7 +291,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
             assert svm is not None
             execution.report("classifier", 1, 1)
         # Training's other projections are of no further use.
-        network = replace(network, projections=tuple(p[-1:].clone() for p in network.projections))
+        network = network.for_new_images()
 
         self.classes_, self.multilabel_ = classes, labels.ndim == 2
         self.settings_ = settings
@@ -308,7 +311,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         """
         check_is_fitted(self)
         checked = ImageList(images, each=lambda check, places: in_threads(check, places, n_jobs=self.n_jobs))
-        prepared = _prepared(checked, self.settings_)
+        prepared = checked.prepared(**self.settings_.preparation)
         score = _Score(self.network_, torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_), self.device)
         scores = np.empty((len(prepared), len(self.intercept_)), dtype=np.float32)
         report = reporter(self.verbose, None)
@@ -318,7 +321,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         ):
             scores[list(batch.indices)] = rows
             empty += zeros
-        _warn_empty(empty, len(prepared))
+        warn_empty(empty, len(prepared))
         return scores[:, 0] if self._has_two_classes else scores
 
     def predict(self, images: Any) -> np.ndarray:
@@ -427,27 +430,6 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         class_weights(weight, labels)
         return weight
 
-    def _open_workspace(
-        self, images: ImageList, labels: np.ndarray, settings: NetworkSettings, seed: int, processes: Processes
-    ) -> Workspace | None:
-        if self.workspace is None:
-            return None
-        if not isinstance(self.random_state, int | np.integer):
-            raise ValueError(
-                "a workspace finds finished work by its seed: random_state must be an integer, "
-                f"got {self.random_state!r}"
-            )
-        if not processes.is_first:
-            return None
-        identity = {
-            "images": images.fingerprint,
-            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
-            "settings": settings.to_config(),
-            "seed": seed,
-            "device": self.device,
-        }
-        return Workspace(self.workspace, identity)
-
     def _checked_costs(self) -> tuple[float, ...]:
         costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
         if not costs or not all(0 < cost < np.inf for cost in costs):
@@ -463,10 +445,6 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         return resolve_settings(self.preset, self.depth, images.typical_side, overrides)
 
 
-def _prepared(images: ImageList, settings: NetworkSettings) -> ImageList:
-    return images.prepared(max_pixels=settings.max_pixels, upsample=settings.upsample, padding=settings.padding)
-
-
 @dataclass(frozen=True)
 class _Score:
     """The scores of a batch, and how many of its encodings are zero."""
@@ -479,35 +457,6 @@ class _Score:
     def __call__(self, images: Tensor, batch: Batch) -> tuple[np.ndarray, int]:
         encodings = self.network.to(self.device).encode(images.to(self.device)).cpu()
         return (encodings @ self.coef.T + self.intercept).numpy(), int((encodings == 0).all(dim=1).sum())
-
-
-def _check_labels(y: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    # The classes, and class indices (n,), or 0 and 1 (n, C).
-    labels = y.toarray() if issparse(y) else np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = column_or_1d(labels, warn=True)
-    if labels.ndim not in {1, 2}:
-        raise ValueError(f"y must be a list of labels, one an image, or a matrix of 0 and 1, got shape {labels.shape}")
-    if len(labels) != count:
-        raise ValueError(f"y must hold one label an image, got {len(labels)} labels for {count} images")
-    if labels.ndim == 2:
-        if not np.isin(labels, (0, 1)).all():
-            raise ValueError("y with several columns must hold 0 and 1, a column a label; found other values")
-        return np.arange(labels.shape[1]), labels.astype(np.int64)
-    check_classification_targets(labels)
-    classes, indices = np.unique(labels, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y must hold at least two classes, got only {classes[0]}: there is nothing to tell apart")
-    return classes, indices
-
-
-def _warn_empty(empty: int, total: int) -> None:
-    if empty:
-        warnings.warn(
-            f"{empty} of {total} images are too small for a single descriptor and have zero encodings: use a smaller "
-            "bin_sizes or a larger upsample",
-            stacklevel=3,
-        )
 
 
 def _plain(value: Any) -> Any:

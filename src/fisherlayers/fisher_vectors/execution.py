@@ -7,13 +7,14 @@ the processes of a `torchrun`; rows go to disk where they do not fit in memory, 
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -82,6 +83,32 @@ class Execution:
         self._exits.close()
         if self.workspace is not None:
             self.workspace.close()
+
+    def with_workspace(
+        self, folder: str | os.PathLike[str] | None, random_state: object, identity: Mapping[str, Any]
+    ) -> Execution:
+        """Open the workspace of a fit; one process does.
+
+        Args:
+            folder: Where; None for no workspace.
+            random_state: The estimator's.
+            identity: What the fit depends on, as JSON can hold it.
+
+        Returns:
+            The same execution with the workspace.
+
+        Raises:
+            ValueError: If ``random_state`` is no integer: another fit could not find what this one leaves.
+        """
+        if folder is None:
+            return self
+        if not isinstance(random_state, int | np.integer):
+            raise ValueError(
+                f"a workspace finds finished work by its seed: random_state must be an integer, got {random_state!r}"
+            )
+        if not self.processes.is_first:
+            return self
+        return replace(self, workspace=Workspace(folder, {**identity, "device": self.device}))
 
     @property
     def largest_array(self) -> int:

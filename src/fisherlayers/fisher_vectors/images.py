@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.nn.functional import interpolate, pad
 from fisherlayers.data.images import ImageReadError, read_image
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 
-__all__ = ["Batch", "ImageList"]
+__all__ = ["Batch", "ImageList", "warn_empty"]
 
 # Pixels of one batch: enough work a call, and its descriptors still fit the cache's neighbourhood.
 _BATCH_PIXELS = 65_536
@@ -183,6 +184,21 @@ class ImageList:
         pixels = rescale_to_max_pixels(pixels, self.max_pixels)
         values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         return pad(values, (self.padding,) * 4, mode="replicate") if self.padding else values
+
+
+def warn_empty(empty: int, total: int) -> None:
+    """Warn of images that have zero encodings.
+
+    Args:
+        empty: Their number.
+        total: Of how many.
+    """
+    if empty:
+        warnings.warn(
+            f"{empty} of {total} images are too small for a single descriptor and have zero encodings: use a smaller "
+            "bin_sizes or a larger upsample",
+            stacklevel=4,
+        )
 
 
 def _as_sequence(images: Any) -> Any:

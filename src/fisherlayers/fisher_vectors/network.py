@@ -265,6 +265,14 @@ class FisherNetwork:
             None if self.patches is None else self.patches.to(device),
         )
 
+    def for_new_images(self) -> FisherNetwork:
+        """Leave out the projections of the cross-fitting folds, which are of no use after training.
+
+        Returns:
+            A network with one W a layer.
+        """
+        return replace(self, projections=tuple(projection[-1:].clone() for projection in self.projections))
+
     def grids(self, images: Tensor, *, level: int, fold: int = -1) -> list[DescriptorGrid]:
         """Compute the descriptors that enter a stage, before its PCA.
 

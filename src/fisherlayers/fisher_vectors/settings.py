@@ -107,6 +107,11 @@ class NetworkSettings:
         if self.projection_size is not None and self.projection_size < 1:
             raise ValueError(f"projection_size must be at least 1 row, or None for all, got {self.projection_size}")
 
+    @property
+    def preparation(self) -> dict[str, int]:
+        """How images are resampled when they are loaded: the arguments of `ImageList.prepared`."""
+        return {"max_pixels": self.max_pixels, "upsample": self.upsample, "padding": self.padding}
+
     def with_depth(self, depth: int) -> NetworkSettings:
         """Return the settings of a network of another depth; new layers repeat the last one.
 
