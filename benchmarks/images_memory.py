@@ -1,8 +1,9 @@
 """Peak memory of a whole fit: 100,000 colour images of 64 x 64 pixels in 4 GB, on one core.
 
 Every size is fitted in a process of its own, whose peak resident memory the system reports; images are made when they
-are read, as files would be. The network is that of preset "small" with all its encodings (23,296 numbers an image), but
-with descriptors every 8 pixels instead of every 2: memory depends on the former, time on the latter.
+are read, as files would be. The encodings are as long as those of preset "small" (23,296 numbers an image, in half
+precision), but they come from few descriptors: memory depends on the former, time on the latter. Sizes that the result
+file has already are kept, so that they can be measured one by one.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 
 import numpy as np
 
-from benchmarks.common import Figure, command_line, write_results
+from benchmarks.common import Figure, command_line, current_commit, read_results, write_results
 
 CLASSES = 10
 SIZE = 64
@@ -64,7 +65,18 @@ def fit(count: int) -> dict[str, float]:
             stages[stage] = round(time.perf_counter() - started, 1)
 
     model = DeepFisherNetwork(
-        preset="small", step=8, C=1.0, cv=0, memory=MEMORY, encoding_dtype="float16", random_state=0, n_jobs=1
+        preset="small",
+        bin_sizes=(4,),
+        step=8,
+        patch_side=0,
+        training_descriptors=20_000,
+        iterations=3,
+        C=1.0,
+        cv=0,
+        memory=MEMORY,
+        encoding_dtype="float16",
+        random_state=0,
+        n_jobs=1,
     ).fit(images, labels, progress=progress)
     fitted = {"peak": peak(), "imports": before, "wall": time.perf_counter() - started}
     unseen = Waves(count + 200)
@@ -92,13 +104,14 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(fit(arguments.child)))
         return
-    found = {}
+    former = read_results("images_memory")
+    found = {} if former is None else {int(count): run for count, run in former["details"]["runs"].items()}
     for count in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": folder}
             command = [sys.executable, "-m", "benchmarks.images_memory", "--child", str(count)]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        found[count] = json.loads(done.stdout.splitlines()[-1])
+        found[count] = json.loads(done.stdout.splitlines()[-1]) | {"commit": current_commit()}
         print(count, found[count], flush=True)
     largest = max(found)
     figures = [Figure(f"peak memory, {count} images", round(entry["peak"], 3), "GB") for count, entry in found.items()]
