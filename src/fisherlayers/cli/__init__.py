@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fisherlayers import __version__
-from fisherlayers.cli import demo, evaluate, fit, predict, race
+from fisherlayers.cli import demo, evaluate, evidence, fit, predict, race
 from fisherlayers.cli.errors import INTERRUPTED, USER_ERROR
 
 HELP = """Fisher layers: classify images by Deep Fisher Networks, and train networks by natural gradient.
@@ -18,6 +18,7 @@ Examples:
   fisherlayers fit flowers/train -o flowers-model
   fisherlayers predict flowers-model photo.jpg
   fisherlayers evaluate flowers-model flowers/test
+  fisherlayers evidence flowers-model photo.jpg -o evidence
   fisherlayers race --task digits
   fisherlayers demo
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command(help=fit.HELP)(fit.fit)
 app.command(help=predict.HELP)(predict.predict)
 app.command(help=evaluate.HELP)(evaluate.evaluate)
+app.command(help=evidence.HELP)(evidence.evidence)
 app.command(help=race.HELP)(race.race)
 app.command(help=demo.HELP)(demo.demo)
 

@@ -13,7 +13,7 @@ from fisherlayers.demo.figures import accuracy_picture, prediction_picture
 from fisherlayers.demo.optimizers import Raced
 from fisherlayers.race import BASES, Summary, summarize
 from fisherlayers.race.figures import race_picture
-from fisherlayers.report import Section, Table
+from fisherlayers.report import Picture, Section, Table
 
 
 def race_table(raced: Raced) -> Table:
@@ -85,7 +85,13 @@ def race_section(raced: Raced) -> Section:
     )
 
 
-def contest_section(title: str, entries: list[Entry], data: TrainTest, notes: Sequence[str] = ()) -> Section:
+def contest_section(
+    title: str,
+    entries: list[Entry],
+    data: TrainTest,
+    notes: Sequence[str] = (),
+    pictures: Sequence[Picture] = (),
+) -> Section:
     """Return the section of the image half.
 
     Args:
@@ -93,6 +99,7 @@ def contest_section(title: str, entries: list[Entry], data: TrainTest, notes: Se
         entries: the network's first.
         data: what they were tested on.
         notes: paragraphs about the data.
+        pictures: shown after the others.
 
     Returns:
         Text, table, accuracies, and test images with predictions.
@@ -106,7 +113,7 @@ def contest_section(title: str, entries: list[Entry], data: TrainTest, notes: Se
             "The ConvNet trains for as long as the Deep Fisher Network's fit took, with mirrored and shifted images.",
         ],
         [contest_table(entries)],
-        [accuracy_picture(entries), prediction_picture(entries[0], data)],
+        [accuracy_picture(entries), prediction_picture(entries[0], data), *pictures],
     )
 
 

@@ -1,5 +1,7 @@
 """The demo: both halves on real data, with progress bars, a table of each, and a report."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fisherlayers.data import TrainTest, load_fashion_mnist, load_texture_patches
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features, pixel_features
 from fisherlayers.demo.contest import Entry, ImageClassifier, hold_contest
+from fisherlayers.demo.figures import evidence_picture
 from fisherlayers.demo.optimizers import Raced, RacePlan, race_optimizers
 from fisherlayers.demo.pages import contest_section, contest_table, footer, race_section, race_table
 from fisherlayers.fisher_vectors import DeepFisherNetwork
@@ -134,12 +137,12 @@ def run_demo(output: Path, *, data: str = "textures", quick: bool = False, conso
     print_table(console, f"Race on {raced.race.title}", race_table(raced))
 
     with progress_bar(console, "images") as report:
-        entries = hold_contest(
-            *contestants(subject.network, quick, report), images, on_start=lambda name: report(name, 0.0)
-        )
+        network, peers = contestants(subject.network, quick, report)
+        entries = hold_contest(network, peers, images, on_start=lambda name: report(name, 0.0))
     print_table(console, subject.title, contest_table(entries))
 
-    sections = [race_section(raced), contest_section(subject.title, entries, images, subject.notes)]
+    evidence = evidence_picture(network.network, entries[0], images)
+    sections = [race_section(raced), contest_section(subject.title, entries, images, subject.notes, [evidence])]
     seconds = time.perf_counter() - start
     path = output / "index.html"
     introduction = "Two uses of one idea: normalise a quantity by the inverse square root of its Fisher information."
@@ -151,7 +154,7 @@ def run_demo(output: Path, *, data: str = "textures", quick: bool = False, conso
 
 def contestants(
     parameters: Mapping[str, Any], quick: bool, report: Report
-) -> tuple[ImageClassifier, dict[str, Callable[[float], ImageClassifier]]]:
+) -> tuple[Reporting, dict[str, Callable[[float], ImageClassifier]]]:
     """Return the Deep Fisher Network and the makers of its peers, given the network's fit time.
 
     Args:

@@ -24,6 +24,7 @@ from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import DiagonalRoot
 
 __all__ = [
+    "THRESHOLD",
     "Assignment",
     "append_positions",
     "closed_form_information",
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 Assignment = Literal["soft", "hard"]
+
+THRESHOLD = 1e-4
+"""Posteriors below it count as zero in `fisher_vectors`."""
 
 # Rows a block of posteriors: rows x K floats should stay in the cache.
 _BLOCK = 2048
@@ -227,7 +231,7 @@ def fisher_vectors(
     descriptors: Tensor | Sequence[Tensor],
     *,
     assignment: Assignment = "soft",
-    threshold: float = 1e-4,
+    threshold: float = THRESHOLD,
     root: DiagonalRoot | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a fitted classifier can be turned into: a PyTorch module, an exported program, an ONNX file."""
+"""What a fitted classifier can be turned into: a PyTorch module, an exported program, an ONNX file, evidence maps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from fisherlayers.fisher_vectors.differentiable.network import FisherNetworkModule
+from fisherlayers.fisher_vectors.evidence import evidence_maps
+from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import FisherNetwork
 
 if TYPE_CHECKING:
@@ -63,6 +65,65 @@ class Exports:
         self.coef_ = coef.copy()
         self.intercept_ = module.classifier.bias.detach().cpu().float().numpy().copy()
         self.temperature_ = float(module.temperature)
+
+    def evidence(self, images: Any, label: Any = None, *, stabilizer: float = 1.0) -> list[np.ndarray]:
+        """Map where in each image the score of a class comes from.
+
+        The sum of a map, plus the class's entry of ``intercept_``, is the score of `decision_function` (of two classes,
+        a map for ``classes_[0]`` adds up to the negative). `fisherlayers.fisher_vectors.evidence` says how.
+
+        Args:
+            images: As for `fit`.
+            label: A class, for all images; or one an image, as an array or a list; None for the class of the highest
+                score.
+            stabilizer: Pooled entries below so many of their standard errors are shared out by posteriors, which
+                keeps noise from being blown up; 0 shares everything out by contributions.
+
+        Returns:
+            For each image (H, W) in float64, of its own size: positive where the image speaks for the class.
+
+        Raises:
+            ValueError: If a label is unknown, there is not one an image, or ``stabilizer`` is negative.
+        """
+        check_is_fitted(self)
+        if not stabilizer >= 0:
+            raise ValueError(f"stabilizer must be at least 0 standard errors, got {stabilizer}")
+        originals = ImageList(images)
+        module = self.to_module(dtype=torch.float64).requires_grad_(False)
+        network, settings = module.live(), self.network_.settings
+        prepared = originals.prepared(
+            max_pixels=settings.max_pixels, upsample=settings.upsample, padding=settings.padding
+        )
+        wanted = None if label is None else self._positions(label, len(originals))
+        maps: list[np.ndarray] = [np.empty(0)] * len(originals)
+        for batch in prepared.batches():
+            pixels = prepared.load(batch).double()
+            if wanted is None:
+                scores = module.classifier(network.encode(pixels))
+                scores = torch.cat([-scores, scores], dim=1) if scores.shape[1] == 1 else scores
+                positions = scores.argmax(dim=1)
+            else:
+                positions = torch.as_tensor(wanted[list(batch.indices)])
+            rows = module.classifier.weight
+            rows = torch.cat([-rows, rows]) if len(rows) == 1 else rows
+            found = evidence_maps(network, rows[positions], pixels, stabilizer=stabilizer)
+            height, width = originals.shapes[batch.indices[0]][1:]
+            # The adjoint of resampling and padding, which are averages of pixels.
+            blank = torch.zeros(len(found), 1, height, width, dtype=torch.float64, requires_grad=True)
+            (spread,) = torch.autograd.grad(module.prepare(blank), blank, found.unsqueeze(1))
+            for index, evidence in zip(batch.indices, spread[:, 0].numpy(), strict=True):
+                maps[index] = evidence
+        return maps
+
+    def _positions(self, label: Any, count: int) -> np.ndarray:
+        labels = np.asarray(label)
+        if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != count):
+            raise ValueError(f"label must be one class, or one for each of {count} images, got shape {labels.shape}")
+        labels = np.broadcast_to(labels, count)
+        known = {value: position for position, value in enumerate(self.classes_.tolist())}
+        if unknown := sorted({str(value) for value in labels.tolist() if value not in known}):
+            raise ValueError(f"label must be one of the classes {list(known)}, got {', '.join(unknown)}")
+        return np.array([known[value] for value in labels.tolist()])
 
     def export_program(self, image_size: tuple[int, int], *, channels: int | None = None) -> ExportedProgram:
         """Export the whole classifier by `torch.export`, for batches of any size of images of one size.

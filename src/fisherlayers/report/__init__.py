@@ -9,6 +9,20 @@ except ImportError as error:
     ) from error
 
 from fisherlayers.report.document import Picture, Section, Table, render, write_report
+from fisherlayers.report.evidence import evidence_grid, evidence_overlay, png_bytes
 from fisherlayers.report.figures import Curve, bars, curves, image_grid
 
-__all__ = ["Curve", "Picture", "Section", "Table", "bars", "curves", "image_grid", "render", "write_report"]
+__all__ = [
+    "Curve",
+    "Picture",
+    "Section",
+    "Table",
+    "bars",
+    "curves",
+    "evidence_grid",
+    "evidence_overlay",
+    "image_grid",
+    "png_bytes",
+    "render",
+    "write_report",
+]

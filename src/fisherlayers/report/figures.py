@@ -92,7 +92,7 @@ def curves(
         grid[0].set_ylabel(ylabel)
         handles, names = grid[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
-        return _svg(figure)
+        return svg_bytes(figure)
 
 
 def _gaps(values: ArrayLike) -> NDArray[np.float64]:
@@ -137,7 +137,7 @@ def bars(
         axes.set(xlabel=xlabel, xlim=limits)
         axes.margins(x=0.12)
         axes.tick_params(axis="y", length=0)
-        return _svg(figure)
+        return svg_bytes(figure)
 
 
 def image_grid(
@@ -174,7 +174,7 @@ def image_grid(
             axes.set_axis_off()
         for axes, image, guess, truth in zip(cells, images, predicted, actual, strict=False):
             _show(axes, np.asarray(image), guess, truth)
-        return _svg(figure)
+        return svg_bytes(figure)
 
 
 def _show(axes: Axes, image: NDArray[Any], guess: str, truth: str) -> None:
@@ -185,8 +185,16 @@ def _show(axes: Axes, image: NDArray[Any], guess: str, truth: str) -> None:
     axes.set_title(title, fontsize=7, color=SOFT if right else COLOURS[1], pad=3)
 
 
-def _svg(figure: Figure) -> bytes:
+def svg_bytes(figure: Figure) -> bytes:
+    """Return a figure as an SVG document; equal figures give equal bytes.
+
+    Args:
+        figure: drawn under `STYLE`.
+
+    Returns:
+        The document.
+    """
     buffer = io.BytesIO()
-    # No date and no other metadata: equal figures give equal bytes.
+    # No date and no other metadata.
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return buffer.getvalue()

@@ -126,7 +126,7 @@ class FisherNetworkModule(nn.Module):
         Returns:
             (B, features).
         """
-        return self._live().encode(self.prepare(images))
+        return self.live().encode(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resample images as the estimator does.
@@ -164,7 +164,12 @@ class FisherNetworkModule(nn.Module):
             patches=None if fitted.patches is None or self.patches is None else self.patches.frozen(fitted.patches),
         )
 
-    def _live(self) -> FisherNetwork:
+    def live(self) -> FisherNetwork:
+        """Return the network as functions of the parameters, to which gradients flow.
+
+        Returns:
+            Of the estimator's kind.
+        """
         fitted = self._fitted
         return replace(
             fitted,

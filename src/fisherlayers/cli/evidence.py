@@ -1,0 +1,77 @@
+"""``fisherlayers evidence``: pictures of where in an image a class's score comes from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from fisherlayers.cli.errors import Debug, UserError, guarded
+
+if TYPE_CHECKING:
+    from fisherlayers.data.images import Pixels
+
+HELP: Final = """Show where in images the evidence for a class lies.
+
+Writes one PNG an image: grey, with red where it speaks for the class and blue where it speaks against it. The values
+of all pixels and a constant of the class add up to its score. Needs the extra "report".
+
+\b
+Examples:
+  fisherlayers evidence flowers-model photo.jpg -o evidence
+  fisherlayers evidence flowers-model *.jpg -o evidence --label tulip
+"""
+
+
+@guarded
+def evidence(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that fit wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures; made if need be.")],
+    label: Annotated[str | None, typer.Option(help="The class; by default the predicted one of each image.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the pictures and print a table of the scores.
+
+    Raises:
+        UserError: the class is unknown, the output is no folder, or images are unreadable.
+    """
+    from fisherlayers.cli.image_inputs import read_images
+    from fisherlayers.cli.output import show_table
+    from fisherlayers.fisher_vectors import DeepFisherNetwork
+    from fisherlayers.report import evidence_overlay, png_bytes
+
+    network = DeepFisherNetwork.load(model)
+    known = {str(name): name for name in network.classes_.tolist()}
+    if label is not None and label not in known:
+        raise UserError(f"--label must be a class of the model, got {label!r}; its classes are {', '.join(known)}")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output must be a folder; {output} is a file")
+    reading = read_images(images)
+    rows = []
+    output.mkdir(parents=True, exist_ok=True)
+    for position, image in zip(reading.kept, reading.images, strict=True):
+        name = network.predict([image])[0] if label is None else known[label]
+        (found,) = network.evidence([image], name)
+        place = _free(output / f"{images[position].stem}-evidence.png")
+        place.write_bytes(png_bytes(evidence_overlay(_pixels(image), found)))
+        for_it, against = float(found[found > 0].sum()), float(found[found < 0].sum())
+        rows.append([str(images[position]), str(name), f"{for_it:+.3f}", f"{against:+.3f}", str(place)])
+    if rows:
+        show_table(["image", "class", "for", "against", "picture"], rows)
+    if reading.problems:
+        raise UserError("\n  ".join([f"unreadable images: {len(reading.problems)}", *reading.problems]))
+
+
+def _free(path: Path) -> Path:
+    # Images of one name from several folders.
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
+def _pixels(image: "Pixels | Path") -> "Pixels":
+    from fisherlayers.data import read_image
+
+    return read_image(image) if isinstance(image, Path) else image

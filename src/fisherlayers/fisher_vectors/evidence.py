@@ -1,0 +1,165 @@
+"""Evidence maps: where in an image the score of a class comes from, pixel by pixel, adding up to the score.
+
+A score is w·v + b, v the concatenated encodings. Entry j of an encoding is v_j = N_j(u), N the signed square root and
+the L2 norm, and u_j = 1/N sum_p phi_j(x_p) is a mean over the descriptors x_p: additive. The term w_j v_j is
+therefore shared out between the descriptors in proportion to their part in u_j,
+
+    e_p = 1/N sum_j w_j v_j phi_j(x_p) / u_j,        sum_p e_p = w·v       exactly.
+
+It is the normalisation's secant through zero that is used, not its derivative: that of a normalised vector is blind
+to the vector's length, and its attributions would add up to nothing.
+
+Where u_j is close to zero, large parts of both signs cancel, and shares of them are noise blown up. Fisher vectors
+say how close is close: if descriptors were drawn from the mixture, phi_j would have variance 1 (F^(-1/2) is there for
+that), and u_j the standard error 1/sqrt(N). With eps that error times a factor, only the part u_j^2 / (u_j^2 + eps^2)
+of a term is shared out in proportion, the rest between the descriptors of the entry's component by their posteriors:
+the sum is still exact.
+
+A descriptor's evidence is spread over the pixels of its patch, that of a higher layer's descriptor over the windows
+that it stacks and the descriptors in them. All of these are averages, whose adjoint keeps sums; padding and
+resampling too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, grid_axis
+from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
+from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_extractor, join
+from fisherlayers.fisher_vectors.semi_local import box_mean, stack_neighbours
+from fisherlayers.fisher_vectors.settings import NetworkSettings
+
+__all__ = ["descriptor_evidence", "evidence_maps"]
+
+
+def descriptor_evidence(
+    mixture: DiagonalMixture, descriptors: Tensor, terms: Tensor, *, stabilizer: float = 1.0
+) -> Tensor:
+    """Share the terms of a score out between the descriptors that they come from.
+
+    Args:
+        mixture: K components over D features.
+        descriptors: (B, N, D), N at least 1.
+        terms: w_j v_j for each entry of an image's Fisher vector, (B, 2 K D).
+        stabilizer: Standard errors 1 / sqrt(N) of a pooled entry below which a term is shared out by posteriors rather
+            than by contributions; at least 0. With 0 all is shared out by contributions.
+
+    Returns:
+        (B, N), whose sum over N is that of the terms.
+    """
+    count = descriptors.shape[1]
+    pooled = fisher_vectors(mixture, descriptors)
+    error = stabilizer**2 / count
+    scale = (pooled.square() + error).clamp_min(torch.finfo(pooled.dtype).tiny)
+    slopes = terms * pooled / scale
+    rest = (terms - slopes * pooled).reshape(len(terms), 2, *mixture.means.shape).sum(dim=(1, 3))
+
+    posteriors = torch.nn.functional.threshold(responsibilities(mixture, descriptors), THRESHOLD, 0.0)
+    mass = posteriors.sum(dim=1)
+    by_posterior = torch.where(mass > 0, rest / mass.clamp_min(THRESHOLD), 0.0)
+    # sum_j slope_j phi_j(x) / gamma_k is a quadratic function of x for each component.
+    to_means, to_deviations = slopes.reshape(len(terms), 2, *mixture.means.shape).unbind(dim=1)
+    roots = mixture.weights.rsqrt().unsqueeze(-1)
+    linear = to_means * roots / mixture.variances.sqrt()
+    square = to_deviations * roots / sqrt(2) / mixture.variances
+    constant = square * (mixture.means.square() - mixture.variances) - linear * mixture.means
+    linear = linear - 2 * square * mixture.means
+    parts = descriptors.square() @ square.mT + descriptors @ linear.mT + constant.sum(dim=-1).unsqueeze(1)
+    return (posteriors * (parts / count + by_posterior.unsqueeze(1))).sum(dim=-1)
+
+
+def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabilizer: float = 1.0) -> Tensor:
+    """Map where linear functions of the encoding come from.
+
+    Args:
+        network: Fitted, in the dtype of the images; float64 for sums that are exact.
+        rows: w of each image, (B, features).
+        images: (B, C, H, W), prepared as the settings say.
+        stabilizer: As for `descriptor_evidence`.
+
+    Returns:
+        (B, H, W), whose sum over pixels is the inner product of w and the encoding.
+    """
+    terms = rows * network.encode(images)
+    sizes = [stage.num_outputs for stage in network.stages]
+    *parts, color = torch.split(terms, [*sizes, terms.shape[1] - sum(sizes)], dim=1)
+    settings = network.settings
+    levels = [network.grids(images, level=level) for level in range(len(network.stages))]
+    evidence: list[Tensor] = []
+    for level in reversed(range(len(levels))):
+        own = _stage_evidence(network.stages[level], levels[level], parts[level], stabilizer)
+        if evidence:
+            below = _to_layer_below(evidence, levels[level], settings)
+            own = [here + above for here, above in zip(own, below, strict=True)]
+        evidence = own
+    maps = _to_pixels(evidence, levels[0], images, settings)
+    if network.color is not None:
+        grids = color_extractor(settings)(images.expand(-1, 3, -1, -1))
+        maps = maps + _to_pixels(_stage_evidence(network.color, grids, color, stabilizer), grids, images, settings)
+    return maps
+
+
+def _stage_evidence(
+    stage: FisherStage, grids: Sequence[DescriptorGrid], terms: Tensor, stabilizer: float
+) -> list[Tensor]:
+    # (B, rows, columns) for each grid.
+    descriptors = join(stage.prepare(grids))
+    if descriptors.shape[1] == 0:
+        return [grid.descriptors.new_zeros(grid.descriptors.shape[:3]) for grid in grids]
+    flat = descriptor_evidence(stage.mixture, descriptors, terms, stabilizer=stabilizer)
+    shapes = [grid.descriptors.shape[:3] for grid in grids]
+    parts = torch.split(flat, [shape[1] * shape[2] for shape in shapes], dim=1)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _to_layer_below(
+    evidence: Sequence[Tensor], below: Sequence[DescriptorGrid], settings: NetworkSettings
+) -> list[Tensor]:
+    # Evidence of stacked windows goes to the positions in them: the adjoint of their mean.
+    places = [torch.zeros_like(grid.descriptors[..., :1]).requires_grad_() for grid in below]
+    with torch.enable_grad():
+        means = []
+        for place in places:
+            for size in settings.windows:
+                offset = max(1, round(settings.stack_offset * size / settings.stride))
+                stacked = stack_neighbours(box_mean(place, size, settings.stride), offset)
+                if stacked.shape[1] and stacked.shape[2]:
+                    means.append(stacked.mean(dim=-1))
+    if not means:
+        return [torch.zeros_like(place[..., 0]) for place in places]
+    spread = torch.autograd.grad(means, places, grad_outputs=list(evidence), allow_unused=True)
+    return [
+        torch.zeros_like(place[..., 0]) if part is None else part[..., 0]
+        for place, part in zip(places, spread, strict=True)
+    ]
+
+
+def _to_pixels(
+    evidence: Sequence[Tensor], grids: Sequence[DescriptorGrid], images: Tensor, settings: NetworkSettings
+) -> Tensor:
+    # Evidence of descriptors goes to the pixels of their patches: (B, H, W).
+    height, width = images.shape[-2:]
+    maps = images.new_zeros(len(images), height, width)
+    for part, grid in zip(evidence, grids, strict=True):
+        if part.shape[1] and part.shape[2]:
+            y, x = (_footprints(length, int(grid.scale), settings.step).to(images) for length in (height, width))
+            maps = maps + y.mT @ part @ x
+    return maps
+
+
+def _footprints(length: int, bin_size: int, step: int) -> Tensor:
+    # How much of each pixel the bins of a patch take, (patches, pixels), rows of sum 1.
+    first, count = grid_axis(length, (NUM_BINS - 1) * bin_size, step)
+    reach = np.arange(1 - bin_size, NUM_BINS * bin_size)
+    taps = np.minimum(1.0, np.minimum(reach + bin_size, NUM_BINS * bin_size - reach) / bin_size)
+    pixels = np.clip(first + step * np.arange(count)[:, None] + reach, 0, length - 1)
+    matrix = np.zeros((count, length))
+    np.add.at(matrix, (np.arange(count)[:, None], pixels), taps / taps.sum())
+    return torch.from_numpy(matrix)
