@@ -27,12 +27,14 @@ from math import sqrt
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, grid_axis
 from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_extractor, join
+from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, join
 from fisherlayers.fisher_vectors.semi_local import box_mean, stack_neighbours
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
@@ -87,10 +89,10 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
     Returns:
         (B, H, W), whose sum over pixels is the inner product of w and the encoding.
     """
-    terms = rows * network.encode(images)
-    sizes = [stage.num_outputs for stage in network.stages]
-    *parts, color = torch.split(terms, [*sizes, terms.shape[1] - sum(sizes)], dim=1)
-    settings = network.settings
+    settings, terms = network.settings, rows * network.encode(images)
+    shallow = [stage for stage in (network.color, network.patches) if stage is not None]
+    sizes = [stage.num_outputs for stage in (*network.stages, *shallow)]
+    parts = list(torch.split(terms, sizes, dim=1))
     levels = [network.grids(images, level=level) for level in range(len(network.stages))]
     evidence: list[Tensor] = []
     for level in reversed(range(len(levels))):
@@ -100,9 +102,16 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
             own = [here + above for here, above in zip(own, below, strict=True)]
         evidence = own
     maps = _to_pixels(evidence, levels[0], images, settings)
+    if network.patches is not None:
+        grids = network.patch_grids(images)
+        found = _stage_evidence(network.patches, grids, parts[-1], stabilizer)
+        border = settings.padding
+        inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+        maps = maps + pad(_patches_to_pixels(found, inner, settings), (border,) * 4)
     if network.color is not None:
-        grids = color_extractor(settings)(images.expand(-1, 3, -1, -1))
-        maps = maps + _to_pixels(_stage_evidence(network.color, grids, color, stabilizer), grids, images, settings)
+        grids = color_grids(settings, images)
+        found = _stage_evidence(network.color, grids, parts[len(levels)], stabilizer)
+        maps = maps + _to_pixels(found, grids, images, settings)
     return maps
 
 
@@ -144,22 +153,36 @@ def _to_layer_below(
 def _to_pixels(
     evidence: Sequence[Tensor], grids: Sequence[DescriptorGrid], images: Tensor, settings: NetworkSettings
 ) -> Tensor:
-    # Evidence of descriptors goes to the pixels of their patches: (B, H, W).
-    height, width = images.shape[-2:]
-    maps = images.new_zeros(len(images), height, width)
+    # Evidence of descriptors goes to the pixels of their patches, as much as the bins take of each: (B, H, W).
+    maps = images.new_zeros(len(images), *images.shape[-2:])
     for part, grid in zip(evidence, grids, strict=True):
-        if part.shape[1] and part.shape[2]:
-            y, x = (_footprints(length, int(grid.scale), settings.step).to(images) for length in (height, width))
-            maps = maps + y.mT @ part @ x
+        bin_size = int(grid.scale)
+        reach = np.arange(1 - bin_size, NUM_BINS * bin_size)
+        shares = np.minimum(1.0, np.minimum(reach + bin_size, NUM_BINS * bin_size - reach) / bin_size)
+        maps = maps + _spread(part, maps, reach, shares, (NUM_BINS - 1) * bin_size, settings.step)
     return maps
 
 
-def _footprints(length: int, bin_size: int, step: int) -> Tensor:
-    # How much of each pixel the bins of a patch take, (patches, pixels), rows of sum 1.
-    first, count = grid_axis(length, (NUM_BINS - 1) * bin_size, step)
-    reach = np.arange(1 - bin_size, NUM_BINS * bin_size)
-    taps = np.minimum(1.0, np.minimum(reach + bin_size, NUM_BINS * bin_size - reach) / bin_size)
+def _patches_to_pixels(evidence: Sequence[Tensor], images: Tensor, settings: NetworkSettings) -> Tensor:
+    (part,) = evidence
+    maps = images.new_zeros(len(images), *images.shape[-2:])
+    reach = np.arange(settings.patch_side)
+    return _spread(part, maps, reach, np.ones(len(reach)), settings.patch_side - 1, settings.patch_step)
+
+
+def _spread(
+    evidence: Tensor, maps: Tensor, reach: NDArray[np.int64], shares: NDArray[np.float64], span: int, step: int
+) -> Tensor:
+    if not (evidence.shape[1] and evidence.shape[2]):
+        return torch.zeros_like(maps)
+    y, x = (_footprints(length, reach, shares, span, step).to(maps) for length in maps.shape[1:])
+    return y.mT @ evidence @ x
+
+
+def _footprints(length: int, reach: NDArray[np.int64], shares: NDArray[np.float64], span: int, step: int) -> Tensor:
+    # How much of each pixel a patch takes, (patches, pixels), rows of sum 1; beyond the image it is the border's.
+    first, count = grid_axis(length, span, step)
     pixels = np.clip(first + step * np.arange(count)[:, None] + reach, 0, length - 1)
     matrix = np.zeros((count, length))
-    np.add.at(matrix, (np.arange(count)[:, None], pixels), taps / taps.sum())
+    np.add.at(matrix, (np.arange(count)[:, None], pixels), shares / shares.sum())
     return torch.from_numpy(matrix)

@@ -311,11 +311,23 @@ class FisherNetwork:
             grids = color_grids(self.settings, images)
             parts.append((self.color.weight, self.color.encode(self.color.prepare(grids))))
         if self.patches is not None:
-            channels = len(self.patches.components.mean) // self.settings.patch_side**2
-            grids = patch_grids(self.settings, images, color=channels == 3)
+            grids = self.patch_grids(images)
             parts.append((self.patches.weight, self.patches.encode(self.patches.prepare(grids))))
         total = sum(weight for weight, _ in parts)
         return torch.cat([encoding * (weight / total) ** 0.5 for weight, encoding in parts], dim=1)
+
+    def patch_grids(self, images: Tensor) -> list[DescriptorGrid]:
+        """Compute the descriptors that enter the stage of raw patches, which must be there.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], C = 1 or 3.
+
+        Returns:
+            One grid.
+        """
+        assert self.patches is not None
+        channels = len(self.patches.components.mean) // self.settings.patch_side**2
+        return patch_grids(self.settings, images, color=channels == 3)
 
     def _above(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
         settings = self.settings
