@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fisherlayers.natural_gradient.attachment import is_host, order_of
 from fisherlayers.natural_gradient.coordinates import value_from_plain
 from fisherlayers.natural_gradient.parametrization import Bias, fisher_of, original
+from fisherlayers.natural_gradient.sharding import gathered, whole
 
 __all__ = ["accept_plain_keys", "plain_state_dict", "refuse_plain_keys"]
 
@@ -18,7 +19,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return what ``fold(model).state_dict()`` would: the plain network's keys and values, detached copies.
 
     Args:
-        model: A model, reconstructed or not; it is left as it is.
+        model: A model, reconstructed or not; it is left as it is. If ``fully_shard`` has laid it over processes, all of
+            them must call this, and all get the whole tensors.
 
     Returns:
         Keys and tensors that load into the plain model.
@@ -29,12 +31,14 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for key, value in model.state_dict().items():
         owner = next((start for start in inner if key.startswith(start)), None)
         if owner is None:
-            state[key] = value.detach().clone() if isinstance(value, Tensor) else value
+            state[key] = whole(value).detach().clone() if isinstance(value, Tensor) else value
             continue
         name = key.removeprefix(owner).partition(".")[0]
         outer = inner[owner] + name
         if outer not in state:
-            state[outer] = getattr(hosts[inner[owner]], name).detach().clone()
+            host = hosts[inner[owner]]
+            with gathered(host.get_submodule("parametrizations")):
+                state[outer] = getattr(host, name).detach().clone()
     for prefix, host in hosts.items():
         state = _in_order(state, prefix, [prefix + name for name in order_of(host)])
     return state

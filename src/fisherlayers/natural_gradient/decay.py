@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherBias
+from fisherlayers.natural_gradient.sharding import writable
 
 __all__ = ["decay_plain"]
 
@@ -55,8 +57,10 @@ def decay_plain(optimizer: Optimizer, biases: Iterable[FisherBias]) -> None:
                 p, q = _factor(optimizer, theirs), _factor(optimizer, mine)
                 target, share = d, 0.0 if p is None or q is None or q >= 1 else (q - p) / (1 - q)
             if target is not None and share != 0:
-                view = target if part is None else target[part]
-                view.add_((share * fisher.offset(fisher.weight)).to(view.dtype))
+                by_rows = part is None and fisher.layout == Layout()
+                with writable([fisher.weight, target], by_rows=by_rows) as (weight, opened):
+                    view = opened if part is None else opened[part]
+                    view.add_((share * fisher.offset(weight)).to(view.dtype))
 
 
 def _acting(groups: Mapping[int, Group], parameter: Tensor) -> Group | None:

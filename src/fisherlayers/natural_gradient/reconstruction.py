@@ -13,6 +13,7 @@ from fisherlayers.natural_gradient.modes import Mode, Rank, activations_of, make
 from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
 from fisherlayers.natural_gradient.roots import plain_coordinates
 from fisherlayers.natural_gradient.selection import Selector, chosen_layers
+from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.ticking import refresh_weights, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
 
@@ -142,7 +143,14 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
 
     Returns:
         The same model.
+
+    Raises:
+        ValueError: If ``fully_shard`` has laid the model over processes.
     """
+    if any(is_sharded(fisher.weight) for fisher in fisher_weights(model)):
+        raise ValueError(
+            "model is sharded by fully_shard, which cannot be undone: load plain_state_dict(model) into a plain model"
+        )
     for fisher in list(fisher_weights(model)):
         plain = plain_coordinates(fisher.coordinates)
         move(fisher, plain, () if optimizer is None else (optimizer,))

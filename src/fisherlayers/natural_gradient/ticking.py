@@ -6,7 +6,7 @@ only adds to sums; an optimizer's step enters them into the information, then re
 """
 
 import weakref
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,10 +17,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fisherlayers.natural_gradient.attachment import place_of
 from fisherlayers.natural_gradient.decay import decay_plain
+from fisherlayers.natural_gradient.distributed import find_processes, refreshed_together, share_pending
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, bias_of, fisher_of
 from fisherlayers.natural_gradient.region import limit_steps
 from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Rule
+from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.transport import move
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,7 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 __all__ = ["refresh_weights", "unwatch", "watch"]
 
 _fishers: MutableMapping[Any, weakref.ref[FisherWeight]] = WeakIdKeyDictionary()  # by W'
-
+_watched: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()
 _biases: MutableMapping[Any, weakref.ref[FisherBias]] = WeakIdKeyDictionary()  # by d
 
 _OBSERVATION = "_observation_of_inputs"
@@ -96,8 +98,8 @@ def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer
         fishers: Local Fisher layers, with statistics.
         optimizers: Those that hold their parameters.
     """
-    for fisher in fishers:
-        new = fisher.refreshed()
+    fishers = list(fishers)
+    for fisher, new in zip(fishers, refreshed_together(fishers), strict=True):
         if new is not None:
             move(fisher, new, optimizers)
         fisher.refreshed_at = fisher.steps
@@ -109,6 +111,7 @@ def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWe
 
 
 def _remember(fisher: FisherWeight) -> None:
+    _watched.add(fisher)
     weight = fisher.weight
     known = _fishers.get(weight)
     if known is not None and known() is fisher:
@@ -147,6 +150,7 @@ def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
+    find_processes(fishers.values())
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
@@ -176,8 +180,7 @@ def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     fishers, biases = _stepped(optimizer)
-    for fisher in fishers:
-        fisher.absorb()
+    _absorb(fishers)
     refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
     for fisher in fishers:
         if fisher.region is not None:
@@ -188,22 +191,35 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    limit_steps(_stepped(optimizer)[0])
+    fishers, _ = _stepped(optimizer)
+    limit_steps(fishers)
+    # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
+    if len(args) > 1 or kwargs:
+        _absorb(fishers)
 
 
-def _stepped(optimizer: Optimizer) -> tuple[list[FisherWeight], set[FisherBias]]:
+def _absorb(fishers: Sequence[FisherWeight]) -> None:
+    share_pending(fishers)
+    for fisher in fishers:
+        fisher.absorb()
+
+
+def _stepped(optimizer: Optimizer) -> tuple[list[FisherWeight], list[FisherBias]]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter not in _fishers and is_sharded(parameter) for parameter in parameters):
+        for watched in list(_watched):  # fully_shard has put other parameters in the place of those that were watched
+            _remember(watched)
     fishers: list[FisherWeight] = []
-    biases: set[FisherBias] = set()
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            fisher = _found(_fishers, parameter)
-            if fisher is not None and fisher.weight is parameter:
-                fishers.append(fisher)
-                biases.update(_biases_of(fisher))
-            bias = _found(_biases, parameter)
-            if bias is not None and bias.parameter is parameter:
-                biases.add(bias)
-    return fishers, biases
+    biases: dict[FisherBias, None] = {}  # in an order that is the same in all processes
+    for parameter in parameters:
+        fisher = _found(_fishers, parameter)
+        if fisher is not None and fisher.weight is parameter:
+            fishers.append(fisher)
+            biases |= dict.fromkeys(_biases_of(fisher))
+        bias = _found(_biases, parameter)
+        if bias is not None and bias.parameter is parameter:
+            biases[bias] = None
+    return fishers, list(biases)
 
 
 def _found(known: MutableMapping[Any, weakref.ref[Module]], parameter: Tensor) -> Module | None:

@@ -1,7 +1,8 @@
 """Move a weight, its pending gradient and its optimizer's state to other coordinates without moving W and b."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -15,7 +16,9 @@ from fisherlayers.natural_gradient.coordinates import (
     exchanged_gradient,
     exchanged_value,
 )
-from fisherlayers.natural_gradient.parametrization import Bias, FisherWeight
+from fisherlayers.natural_gradient.layout import Layout
+from fisherlayers.natural_gradient.parametrization import FisherWeight
+from fisherlayers.natural_gradient.sharding import writable
 
 __all__ = ["move"]
 
@@ -46,15 +49,15 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
         new: Root, of the structure of the one in use, and mean.
         optimizers: Those that hold its parameters.
     """
-    weight, biases = fisher.weight, fisher.biases()
+    weight, biases = fisher.weight, [bias.parameter for bias in fisher.biases()]
     if weight.grad is not None:
-        _move_gradient(fisher, new, weight.grad, _present(biases, [bias.parameter.grad for bias in biases]))
+        _move_gradient(fisher, new, weight.grad, [bias.grad for bias in biases])
     for optimizer in optimizers:
         unknown = []
         for name, buffer in optimizer.state.get(weight, {}).items():
             if not isinstance(buffer, Tensor) or buffer.numel() <= 1 or name in _KEPT:
                 continue
-            beside = _present(biases, [optimizer.state.get(bias.parameter, {}).get(name) for bias in biases])
+            beside = [optimizer.state.get(bias, {}).get(name) for bias in biases]
             if name in _GRADIENTS:
                 _move_gradient(fisher, new, buffer, beside)
             elif name in _VALUES:
@@ -67,31 +70,40 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
                 "carry to the new coordinates: left as it is",
                 stacklevel=2,
             )
-    _move_value(fisher, new, weight, _present(biases, [bias.parameter for bias in biases]))
+    _move_value(fisher, new, weight, biases)
     fisher.enter(new)
 
 
-def _present(biases: Sequence[Bias], tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    return [bias.view_of(tensor) for bias, tensor in zip(biases, tensors, strict=True) if tensor is not None]
+@contextmanager
+def _opened(
+    fisher: FisherWeight, weight: Tensor, biases: Sequence[Tensor | None]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield a tensor of the weight's shape and parts of those of the biases' shapes, to be written to."""
+    present = [(bias, tensor) for bias, tensor in zip(fisher.biases(), biases, strict=True) if tensor is not None]
+    by_rows = fisher.layout == Layout() and fisher.output is None and all(bias.part is None for bias, _ in present)
+    with writable([weight, *(tensor for _, tensor in present)], by_rows=by_rows) as (plain, *others):
+        yield plain, [bias.view_of(other) for (bias, _), other in zip(present, others, strict=True)]
 
 
-def _move_gradient(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor]) -> None:
-    rows = fisher.layout.rows(weight).to(fisher.mean.dtype)
-    entries = [fisher.layout.entries(bias).to(rows) for bias in biases]
-    together = torch.stack(entries).sum(0) if len(entries) > 1 else entries[0] if entries else None
-    moved, _ = change_gradient(rows, together, fisher.coordinates, new)
-    weight.copy_(fisher.layout.tensor(moved, weight.shape))
-    if fisher.output is not None:  # without it the bias's gradient stays as it is
-        for bias, entry in zip(biases, entries, strict=True):
-            bias.copy_(exchanged_gradient(entry, fisher.output, new.output).flatten())
+def _move_gradient(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor | None]) -> None:
+    with _opened(fisher, weight, biases) as (opened, beside):
+        rows = fisher.layout.rows(opened).to(fisher.mean.dtype)
+        entries = [fisher.layout.entries(bias).to(rows) for bias in beside]
+        together = torch.stack(entries).sum(0) if len(entries) > 1 else entries[0] if entries else None
+        moved, _ = change_gradient(rows, together, fisher.coordinates, new)
+        opened.copy_(fisher.layout.tensor(moved, opened.shape))
+        if fisher.output is not None:  # without it the bias's gradient stays as it is
+            for bias, entry in zip(beside, entries, strict=True):
+                bias.copy_(exchanged_gradient(entry, fisher.output, new.output).flatten())
 
 
-def _move_value(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor]) -> None:
-    rows = fisher.layout.rows(weight).to(fisher.mean.dtype)
-    moved, shift = change_value(rows, torch.zeros_like(rows[..., 0]), fisher.coordinates, new)
-    weight.copy_(fisher.layout.tensor(moved, weight.shape))
-    for bias in biases:
-        if fisher.output is not None:
-            entry = fisher.layout.entries(bias).to(rows)
-            bias.copy_(exchanged_value(entry, fisher.output, new.output).flatten())
-        bias.add_(cast("Tensor", shift).flatten())
+def _move_value(fisher: FisherWeight, new: Coordinates, weight: Tensor, biases: Sequence[Tensor | None]) -> None:
+    with _opened(fisher, weight, biases) as (opened, beside):
+        rows = fisher.layout.rows(opened).to(fisher.mean.dtype)
+        moved, shift = change_value(rows, torch.zeros_like(rows[..., 0]), fisher.coordinates, new)
+        opened.copy_(fisher.layout.tensor(moved, opened.shape))
+        for bias in beside:
+            if fisher.output is not None:
+                entry = fisher.layout.entries(bias).to(rows)
+                bias.copy_(exchanged_value(entry, fisher.output, new.output).flatten())
+            bias.add_(cast("Tensor", shift).flatten())

@@ -1,0 +1,280 @@
+"""Data parallelism: every process sees the inputs of all, and each root is computed by one process only.
+
+The processes that train a model together are found, not configured: those of the ``DistributedDataParallel`` that runs
+a forward pass, or those of the mesh over which ``fully_shard`` has laid a weight. Three things travel, all of them in
+the optimizer's step and at observed or refreshed steps only:
+
+- how many inputs every process has pending (and their sum, before there is an origin), in float64;
+- the pending sums, in one all-reduce: they add up exactly, however uneven the batches are;
+- the new roots, dealt out by their cost and broadcast.
+
+So all processes hold the same information, roots and counters, which are what one process would hold that saw the whole
+batch. A model in one process takes none of these ways.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fisherlayers.layer import LowRankRoot, Root
+from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.kronecker import KroneckerWeight
+from fisherlayers.natural_gradient.moments import Moments, about
+from fisherlayers.natural_gradient.parametrization import FisherWeight
+from fisherlayers.natural_gradient.sharding import is_sharded
+from fisherlayers.natural_gradient.unit import UnitWeight
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["deal", "find_processes", "refreshed_together", "share_pending"]
+
+_groups: MutableMapping[FisherWeight, ProcessGroup] = weakref.WeakKeyDictionary()  # of weights under a DDP
+_wrappers: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that were seen
+_agreed: weakref.WeakSet[FisherWeight] = weakref.WeakSet()  # whose counters are the same everywhere
+
+
+def find_processes(fishers: Iterable[FisherWeight]) -> None:
+    """Note which processes a training forward pass belongs to; call it from within the pass.
+
+    Args:
+        fishers: Local Fisher layers that the pass runs through.
+
+    Raises:
+        RuntimeError: If the pass runs under ``DistributedDataParallel.join``.
+    """
+    wrapper = DistributedDataParallel._active_ddp_module if _initialized() else None
+    if wrapper is None:
+        for fisher in fishers:
+            _groups.pop(fisher, None)
+        return
+    if wrapper._join_config.enable:
+        raise RuntimeError(
+            "a reconstructed model cannot train under DistributedDataParallel.join: a process without data takes no "
+            "optimizer step, where the statistics meet. Give every process as many batches (they may be of different "
+            "sizes), as DistributedSampler does"
+        )
+    if wrapper not in _wrappers:
+        _wrappers.add(wrapper)
+        _adopt(wrapper)
+    for fisher in fishers:
+        _groups[fisher] = wrapper.process_group
+
+
+def _adopt(wrapper: DistributedDataParallel) -> None:
+    for name, module in wrapper.module.named_modules():
+        if isinstance(module, FisherWeight):
+            _groups[module] = wrapper.process_group
+            # They are equal by construction: no broadcast before every forward pass.
+            wrapper.parameters_to_ignore.update(f"{name}.{buffer}" for buffer, _ in module.named_buffers())
+    wrapper._assign_modules_buffers()  # type: ignore[no-untyped-call]
+
+
+def share_pending(fishers: Sequence[FisherWeight]) -> None:
+    """Give every process the pending sums of all.
+
+    Args:
+        fishers: Local Fisher layers, in the same order in every process.
+    """
+    for group, members in _by_group(fishers):
+        if group is None:
+            continue
+        _check(members)
+        _agree(members, group)
+        due = [fisher for fisher in members if fisher.statistics_due]
+        for fisher in members:
+            if not fisher.statistics_due:
+                fisher.pending = None
+        if due:
+            _share(due, group)
+
+
+@torch.no_grad()
+def _share(fishers: Sequence[FisherWeight], group: ProcessGroup) -> None:
+    heads = []
+    for fisher in fishers:
+        size = fisher.mean.shape[-1] + 1
+        last = fisher.mean.new_zeros(*fisher.mean.shape[:-1], size, dtype=torch.float64)
+        if fisher.pending is not None:
+            last = fisher.pending.sums[..., -1].to(torch.float64, copy=True)
+            last[..., :-1] += last[..., -1:] * fisher.pending.origin.double()
+        heads.append(last if fisher.observed_at < 0 else last[..., -1])  # sum and number of inputs, or the number
+    numbers, sums = [], []
+    for fisher, head in zip(fishers, _summed(heads, group), strict=True):
+        first = fisher.observed_at < 0
+        number = head[..., -1:] if first else head.unsqueeze(-1)
+        numbers.append(number)
+        if not bool(number.any()):
+            continue
+        origin = (head[..., :-1] / number).to(fisher.mean) if first else fisher.origin.clone()
+        empty = torch.zeros_like(fisher.information.second_moment)
+        fisher.pending = Moments(origin, empty) if fisher.pending is None else about(fisher.pending, origin)
+        sums.append(fisher)
+    if sums:
+        pending = [fisher.pending for fisher in sums if fisher.pending is not None]
+        together = _summed([moments.sums for moments in pending], group)
+        for fisher, moments, total in zip(sums, pending, together, strict=True):
+            fisher.pending = moments._replace(sums=total)
+        _share_gradients([fisher for fisher in sums if isinstance(fisher, KroneckerWeight)], group)
+
+
+def _share_gradients(fishers: Sequence[KroneckerWeight], group: ProcessGroup) -> None:
+    # About the origin 0: the mean of derivatives is small beside their spread.
+    found = []
+    for fisher in fishers:
+        origin = torch.zeros_like(fisher.gradients.second_moment[..., 0])
+        size = origin.shape[-1] + 1
+        empty = Moments(origin, origin.new_zeros(*origin.shape[:-1], size, size))
+        found.append(empty if fisher.pending_gradients is None else about(fisher.pending_gradients, origin))
+    if found:
+        for fisher, moments, total in zip(fishers, found, _summed([each.sums for each in found], group), strict=True):
+            fisher.pending_gradients = moments._replace(sums=total) if bool(total[..., -1, -1].all()) else None
+
+
+def refreshed_together(fishers: Sequence[FisherWeight]) -> list[Coordinates | None]:
+    """Return the coordinates that the information asks for; processes that train together share the work.
+
+    Args:
+        fishers: Local Fisher layers with statistics, in the same order in every process.
+
+    Returns:
+        For each of them new coordinates, or None if its input never varied.
+    """
+    found: dict[FisherWeight, Coordinates | None] = {}
+    for group, members in _by_group(fishers):
+        if group is None:
+            found |= {fisher: fisher.refreshed() for fisher in members}
+        else:
+            found |= _refreshed_by(members, group)
+    return [found[fisher] for fisher in fishers]
+
+
+@torch.no_grad()
+def _refreshed_by(fishers: Sequence[FisherWeight], group: ProcessGroup) -> dict[FisherWeight, Coordinates | None]:
+    owners = deal([_cost(fisher.root) for fisher in fishers], group.size())
+    found: dict[FisherWeight, Coordinates | None] = {}
+    for process in range(group.size()):
+        mine = [fisher for fisher, owner in zip(fishers, owners, strict=True) if owner == process]
+        if not mine:
+            continue
+        blanks = [_blank(fisher) for fisher in mine]
+        flags = fishers[0].mean.new_zeros(len(mine))  # whether there are new coordinates
+        if group.rank() == process:
+            for index, fisher in enumerate(mine):
+                new = fisher.refreshed()
+                if new is not None:
+                    flags[index] = 1.0
+                    for blank, value in zip(_tensors(blanks[index]), _tensors(new), strict=True):
+                        blank.copy_(value)
+        for tensors in _by_dtype([flags, *(tensor for blank in blanks for tensor in _tensors(blank))]):
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.broadcast(flat, group=group, group_src=process)
+            for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+        found |= {
+            fisher: blank if bool(flag) else None for fisher, blank, flag in zip(mine, blanks, flags, strict=True)
+        }
+    return found
+
+
+def deal(costs: Sequence[float], processes: int) -> list[int]:
+    """Deal tasks out to processes: the dearest first, each to the process that has least to do.
+
+    Args:
+        costs: Of each task.
+        processes: At least 1.
+
+    Returns:
+        The process of each task. None has more than twice the least possible maximum to do (Graham 1969: 4/3).
+    """
+    loads, owners = [0.0] * processes, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners
+
+
+def _by_group(fishers: Sequence[FisherWeight]) -> list[tuple[ProcessGroup | None, list[FisherWeight]]]:
+    if not _initialized():
+        return [(None, list(fishers))]
+    together: dict[ProcessGroup | None, list[FisherWeight]] = {}
+    for fisher in fishers:
+        together.setdefault(_group_of(fisher), []).append(fisher)
+    return list(together.items())
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _group_of(fisher: FisherWeight) -> ProcessGroup | None:
+    weight = fisher.weight
+    group: ProcessGroup | None
+    if is_sharded(weight):
+        mesh = weight.device_mesh
+        group = mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
+    else:
+        group = _groups.get(fisher)
+    return group if group is not None and group.size() > 1 else None
+
+
+def _agree(fishers: Sequence[FisherWeight], group: ProcessGroup) -> None:
+    """Take the counters of the first process: it may be the only one that has loaded a checkpoint."""
+    new = [fisher for fisher in fishers if fisher not in _agreed]
+    if new:
+        counters = torch.stack([fisher.get_extra_state() for fisher in new]).to(new[0].mean.device)
+        dist.broadcast(counters, group=group, group_src=0)
+        for fisher, state in zip(new, counters, strict=True):
+            fisher.set_extra_state(state)
+            _agreed.add(fisher)
+
+
+def _summed(tensors: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]:
+    # Over processes, with one all-reduce for each dtype.
+    found: dict[int, Tensor] = {}
+    for alike in _by_dtype(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in alike])
+        dist.all_reduce(flat, group=group)
+        parts = torch.split(flat, [tensor.numel() for tensor in alike])
+        found |= {id(tensor): part.view_as(tensor) for tensor, part in zip(alike, parts, strict=True)}
+    return [found[id(tensor)] for tensor in tensors]
+
+
+def _check(fishers: Sequence[FisherWeight]) -> None:
+    for fisher in fishers:
+        if isinstance(fisher, UnitWeight):
+            raise RuntimeError("mode 'unit' trains in one process only: use mode='input' or 'kronecker' with several")
+        if is_sharded(fisher.weight) and (fisher.output is not None or fisher.region is not None):
+            raise RuntimeError("fully_shard needs mode='input' without a trust region: use it, or train with DDP")
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    together: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        together.setdefault(tensor.dtype, []).append(tensor)
+    return list(together.values())
+
+
+def _tensors(coordinates: Coordinates) -> list[Tensor]:
+    output = [] if coordinates.output is None else [*coordinates.output.buffers()]
+    return [*coordinates.root.buffers(), coordinates.mean, *output]
+
+
+def _blank(fisher: FisherWeight) -> Coordinates:
+    return Coordinates(copy.deepcopy(fisher.root), fisher.mean.clone(), copy.deepcopy(fisher.output))
+
+
+def _cost(root: Root) -> float:
+    buffers = [tensor.shape for tensor in root.buffers()]
+    largest = max(buffers, key=lambda shape: shape.numel())
+    if isinstance(root, LowRankRoot):
+        return float(largest.numel() * largest[-2])  # the sketch: D² r
+    return float(largest.numel() * largest[-1])  # D³, or D² for a diagonal

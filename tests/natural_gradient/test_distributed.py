@@ -1,0 +1,80 @@
+"""Several processes train as one: DDP and FSDP2 under torchrun, with gloo on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlayers.natural_gradient.distributed import deal
+
+HERE = Path(__file__).parent
+EXACT = {
+    2: [
+        "ddp sgd",
+        "ddp adam",
+        "ddp low rank",
+        "ddp uneven",
+        "ddp accumulation",
+        "ddp kronecker",
+        "ddp closure",
+        "fsdp sgd",
+        "fsdp adam",
+        "fsdp decay",
+        "fsdp low rank uneven",
+        "only the first has loaded",
+        "a process without rows",
+    ],
+    4: ["ddp sgd", "ddp adam", "ddp uneven", "fsdp sgd", "fsdp adam"],
+}
+CLAIMS = ["buffers are not broadcast", "join is refused", "modes are refused", "roots are dealt out"]
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without torch.distributed"
+)
+
+
+def torchrun(program, folder, processes, *cases, check=True):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [*command, HERE / program, folder, *cases],
+        env=environment, capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_as_one_on_the_whole_batch(processes, tmp_path):
+    torchrun("distributed_program.py", tmp_path, processes, *EXACT[processes], *CLAIMS)
+    results = json.loads((tmp_path / "results.json").read_text())
+    gaps = {case: results.pop(case) for case in EXACT[processes]}
+    assert max(gaps.values()) < 1e-10, gaps
+    assert results == dict.fromkeys(CLAIMS, 0.0)
+
+
+def test_a_killed_process_and_a_restart_from_the_checkpoint(tmp_path):
+    killed = torchrun("restart_program.py", tmp_path, 2, check=False)
+    assert killed.returncode != 0
+    assert "exitcode: -9" in killed.stderr, killed.stderr[-6000:]
+    torchrun("restart_program.py", tmp_path, 2)
+    assert json.loads((tmp_path / "results.json").read_text()) == {"from": 6, "gaps": {"ddp": 0.0, "fsdp": 0.0}}
+
+
+@given(st.lists(st.floats(0.0, 1e9), max_size=30), st.integers(1, 8))
+def test_tasks_are_dealt_out_evenly(costs, processes):
+    owners = deal(costs, processes)
+    loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == p) for p in range(processes)]
+    # Graham's bound: the last task of the fullest process went to the one that then had least.
+    assert max(loads) <= sum(costs) / processes + max(costs, default=0.0) + 1e-6 * sum(costs)
+
+
+def test_dealing_by_hand():
+    assert deal([1.0, 5.0, 3.0, 3.0], 2) == [0, 0, 1, 1]
+    assert deal([], 3) == []
