@@ -7,7 +7,7 @@ The result file is written anew after each contender, so that a run that is cut 
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Figure, command_line, data_folder, write_results
 from benchmarks.image_peers import BagOfWords, PretrainedProbe, ResNet18, resized
-from benchmarks.image_sets import LabelledSet, Split, held_out
+from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
-from fisherlayers.fisher_vectors import DeepFisherNetwork
+from fisherlayers.fisher_vectors.execution import Execution
+from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.parallel import reporter
+from fisherlayers.fisher_vectors.selection import select_svm
+from fisherlayers.fisher_vectors.settings import resolve_settings
+from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 PEERS = ("HOG + SVM", "bag of words + chi2", "ConvNet", "ResNet-18", "linear probe")
 """Names of the peers; the last one is pretrained on ImageNet."""
@@ -51,8 +56,7 @@ class Contest:
     Attributes:
         result: name of the result file.
         data: the images; `held_out` replaces the test images in a validation run.
-        settings: of the Deep Fisher Network, except its depth; entries of `shallow` replace them at depth 1.
-        shallow: see `settings`.
+        settings: of the Deep Fisher Network: "preset", "C", and what overrides the preset.
         side: pixels to which HOG and ConvNets see the images resized.
         peers: which of `PEERS` take part.
         metric: "accuracy" or "error", both in per cent.
@@ -64,7 +68,6 @@ class Contest:
     data: LabelledSet
     settings: dict[str, Any]
     side: int
-    shallow: dict[str, Any] = field(default_factory=dict)
     peers: Sequence[str] = PEERS
     metric: str = "accuracy"
     threads: int = 2
@@ -88,8 +91,11 @@ class Contest:
             if write:
                 self._write(outcomes)
 
-        enter("deep", lambda: self._network(2))
-        enter("shallow", lambda: self._network(1))
+        for name, outcome in fisher_outcomes(self.data, self.settings, self.threads).items():
+            outcomes[name] = outcome
+            print(f"{name:22} {self._value(outcome):7.2f} %  fit {outcome.fit_seconds:7.1f} s", flush=True)
+        if write:
+            self._write(outcomes)
         seconds = outcomes["deep"].fit_seconds
         small = lambda split: resized(split.images, self.side)  # noqa: E731
         peers: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
@@ -109,10 +115,6 @@ class Contest:
                 self._write(outcomes)
         return outcomes
 
-    def _network(self, depth: int) -> DeepFisherNetwork:
-        settings = self.settings | (self.shallow if depth == 1 else {})
-        return DeepFisherNetwork(depth=depth, random_state=0, n_jobs=self.threads, **settings)
-
     def _words(self) -> dict[str, Any]:
         return {"bin_sizes": (2, 3, 4), "step": 2} if self.side < 96 else {}
 
@@ -123,7 +125,7 @@ class Contest:
         figures = []
         for name, outcome in outcomes.items():
             figures.append(Figure(f"test {self.metric}, {name}", self._value(outcome), "%"))
-            if name != "hybrid":
+            if outcome.fit_seconds and name != "hybrid":
                 figures.append(Figure(f"fit time, {name}", outcome.fit_seconds / 60, "min"))
         convnets = [self._value(outcomes[name]) for name in CONVNETS if name in outcomes]
         if convnets:
@@ -133,12 +135,70 @@ class Contest:
             "data": self.data.note,
             "images": {"train": len(self.data.train.labels), "test": len(self.data.test.labels)},
             "settings": self.settings,
-            "settings, shallow": self.shallow,
             "predict seconds": {name: outcome.predict_seconds for name, outcome in outcomes.items()},
             "side of the images for HOG and ConvNets": self.side,
             "notes": list(self.notes),
         }
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
+
+
+def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int) -> dict[str, Outcome]:
+    """Fit one Deep Fisher Network, and a classifier on each of the parts of its encodings that the paper compares.
+
+    A network's first layer and its shallow streams do not depend on the layers above, so that the parts without the
+    second layer are the shallow Fisher vector. Every classifier chooses its own C on training images.
+
+    Args:
+        data: the images.
+        settings: as in `Contest`.
+        threads: over images.
+
+    Returns:
+        "deep" (everything, with the time of the whole fit), "shallow" (everything but the second layer), "layer 1
+        alone" and "layer 2 alone". Only "deep" has times.
+    """
+    overrides = {name: value for name, value in settings.items() if name not in {"preset", "C"}}
+    start = time.perf_counter()
+    execution = Execution(n_jobs=threads, progress=reporter(1, None))
+    images = ImageList(data.train.images)
+    chosen = resolve_settings(settings["preset"], 2, images.typical_side, overrides)
+    resampling = {"max_pixels": chosen.max_pixels, "upsample": chosen.upsample, "padding": chosen.padding}
+    network, folds = fit_network(images.prepared(**resampling), data.train.labels, chosen, execution=execution)
+    train = encode_images(network, images.prepared(**resampling), folds=folds, dtype="float16", execution=execution)
+    rows = np.asarray(train.rows)
+    stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
+    ends = np.cumsum([stage.num_outputs for stage in stages])
+    weights = np.array([stage.weight for stage in stages])
+    parts = {"deep": list(range(len(stages))), "layer 1 alone": [0], "layer 2 alone": [1]}
+    parts["shallow"] = [0, *range(2, len(stages))]
+    svms, seconds = {}, 0.0
+    for name, members in parts.items():
+        svms[name] = select_svm(_columns(rows, ends, weights, members), data.train.labels, settings["C"])
+        seconds = seconds or time.perf_counter() - start
+    start = time.perf_counter()
+    network = replace(network, projections=tuple(projection[-1:] for projection in network.projections))
+    test_images = ImageList(data.test.images).prepared(**resampling)
+    test = np.asarray(encode_images(network, test_images, dtype="float16", execution=execution).rows)
+    predict = time.perf_counter() - start
+    outcomes = {}
+    for name, members in parts.items():
+        svm = svms[name]
+        scores = np.float64(_columns(test, ends, weights, members) @ svm.coef.T + svm.intercept)
+        logs = scores * svm.temperature
+        logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
+        accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
+        times = (seconds, predict) if name == "deep" else (0.0, 0.0)
+        outcomes[name] = Outcome(accuracy, *times, logs)
+    return outcomes
+
+
+def _columns(
+    rows: NDArray[Any], ends: NDArray[np.int64], weights: NDArray[np.float64], members: list[int]
+) -> NDArray[np.float32]:
+    """Return the encodings of some stages, scaled to the length that they would have by themselves."""
+    scale = np.float32(np.sqrt(weights.sum() / weights[members].sum()))
+    starts = [0, *ends[:-1]]
+    return np.concatenate([np.float32(rows[:, starts[member] : ends[member]]) for member in members], axis=1) * scale
 
 
 def score(classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None) -> Outcome:
@@ -207,13 +267,20 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: FISHERLAYERS_DATA")
     parser.add_argument("--validate", action="store_true", help="score 30 % of the training images; writes nothing")
+    parser.add_argument("--per-class", type=int, metavar="N", help="learn from N random training images a class")
+    parser.add_argument("--threads", type=int, default=2, help="of all contenders")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these peers")
     arguments = parser.parse_args()
     data = load(data_folder(arguments.data))
     if arguments.validate:
         train, test = held_out(data.train, 0.3, np.random.default_rng(0))
         data = data._replace(train=train, test=test)
+    if arguments.per_class is not None:
+        chosen = per_class(data.train.labels, arguments.per_class, np.random.default_rng(0))
+        note = f"{data.note} Only {arguments.per_class} training images a class, drawn at random, were used."
+        data = data._replace(train=data.train.take(chosen), note=note)
     contest = make(data)
+    contest.threads = arguments.threads
     if arguments.peers is not None:
         contest.peers = arguments.peers
     contest.run(write=not arguments.validate)

@@ -17,8 +17,8 @@ from sklearn.kernel_approximation import AdditiveChi2Sampler
 from torch import Tensor, nn
 
 from fisherlayers.demo.baselines import ConvNet
-from fisherlayers.fisher_vectors import dense_sift
 from fisherlayers.fisher_vectors.selection import select_svm
+from fisherlayers.fisher_vectors.sift import dense_sift
 
 COSTS = (0.1, 1.0, 10.0, 100.0)
 

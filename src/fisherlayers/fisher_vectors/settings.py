@@ -198,6 +198,7 @@ PRESETS: dict[str, NetworkSettings] = {
         dimensions=(64, 64),
         windows=(3,),
         color_components=64,
+        color_weight=0.3,
         patch_side=6,
     ),
     # Simonyan, Vedaldi and Zisserman 2013: 24 x 24 patches at 5 scales of ratio sqrt(2), stride 3.
