@@ -32,6 +32,7 @@ SETTINGS = NetworkSettings(
     projection_size=7,
     information="closed-form",
     intensity_weight=0.0,
+    layer_weight=1.0,
 )
 
 
@@ -150,6 +151,16 @@ def test_the_empirical_information_makes_second_moments_equal():
     torch.testing.assert_close(stage.gains, (moments + damping).rsqrt())
     expected = l2_normalize(signed_power(plain / (moments + damping).sqrt()))
     torch.testing.assert_close(stage.encode(stage.prepare(grids)), expected)
+
+
+def test_higher_layers_take_their_weight(grey):
+    images, labels = textures(5)
+    network, _, prepared = fitted(replace(SETTINGS, layer_weight=0.25), images, labels, seed=3)
+    batch = prepared.load(prepared.batches()[0])
+    first = network.stages[0].num_outputs
+    found, equal = network.encode(batch), grey[0].encode(batch)
+    torch.testing.assert_close(found[:, :first], equal[:, :first] * (2 / 1.25) ** 0.5)
+    torch.testing.assert_close(found[:, first:], equal[:, first:] * (0.25 * 2 / 1.25) ** 0.5)
 
 
 def test_statistics_of_grey_images_take_their_weight():

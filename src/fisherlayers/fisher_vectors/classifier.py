@@ -63,6 +63,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         max_pixels: Larger images are reduced to this area.
         padding: Pixels by which the border is continued.
         position_weight: Factor of the coordinates appended to descriptors; 0 leaves them out.
+        layer_weight: Share of every layer above the first, relative to the first's.
         windows: Sides of the semi-local windows in grid positions.
         stride: Step of the windows in grid positions.
         stack_offset: Distance of stacked windows as a fraction of the window; 0 is adjacent.
@@ -132,6 +133,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         max_pixels: int | None = None,
         padding: int | None = None,
         position_weight: float | None = None,
+        layer_weight: float | None = None,
         windows: Sequence[int] | None = None,
         stride: int | None = None,
         stack_offset: float | None = None,
@@ -169,6 +171,7 @@ class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignor
         self.max_pixels = max_pixels
         self.padding = padding
         self.position_weight = position_weight
+        self.layer_weight = layer_weight
         self.windows = windows
         self.stride = stride
         self.stack_offset = stack_offset

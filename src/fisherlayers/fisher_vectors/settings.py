@@ -26,6 +26,7 @@ class NetworkSettings:
         components: K, the components of each layer's mixture; `depth` entries.
         dimensions: Descriptor dimensions of each layer after PCA; `depth` entries.
         position_weight: Factor of the coordinates (x, y) in [-0.5, 0.5] appended at every layer; 0 leaves them out.
+        layer_weight: Share of every layer above the first in the inner product of two images, relative to the first's.
         windows: Sides q of the semi-local windows, in grid positions.
         stride: Step delta of the windows, in grid positions.
         stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window; 0 is adjacent (the paper's).
@@ -61,6 +62,7 @@ class NetworkSettings:
     components: tuple[int, ...] = (256, 256)
     dimensions: tuple[int, ...] = (80, 80)
     position_weight: float = 1.0
+    layer_weight: float = 0.3
     windows: tuple[int, ...] = (5,)
     stride: int = 1
     stack_offset: float = 1.0
@@ -168,6 +170,7 @@ _LEAST: dict[str, float] = {
     "components": 1,
     "dimensions": 1,
     "position_weight": 0,
+    "layer_weight": 0,
     "windows": 1,
     "stride": 1,
     "stack_offset": 0,
@@ -215,6 +218,7 @@ PRESETS: dict[str, NetworkSettings] = {
         cross_fit=1,
         information="closed-form",
         intensity_weight=0.0,
+        layer_weight=1.0,
         color_components=256,
         color_dimensions=64,
     ),
@@ -231,6 +235,7 @@ OVERRIDES = (
     "max_pixels",
     "padding",
     "position_weight",
+    "layer_weight",
     "windows",
     "stride",
     "stack_offset",

@@ -249,7 +249,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
         name, salt, weight = "patches", settings.depth + 1, settings.patch_weight
         components, dimensions = settings.patch_components, settings.patch_dimensions
     else:
-        name, salt, weight = f"layer {level + 1}", level, 1.0
+        name, salt, weight = f"layer {level + 1}", level, settings.layer_weight if level else 1.0
         components, dimensions = settings.components[level], settings.dimensions[level]
     per_image = -(-settings.training_descriptors // len(task.sample))
     draw = _Draw(network, level, execution.device, (task.seed, salt), per_image)
