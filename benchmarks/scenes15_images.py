@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.image_contest import Contest, main
 from benchmarks.image_sets import LabelledSet, fifteen_scenes
 
-SETTINGS: dict[str, Any] = {"preset": "photos", "step": 6, "stride": 2, "C": (1.0, 3.0, 10.0)}
+SETTINGS: dict[str, Any] = {"preset": "photos", "step": 8, "components": (256, 128), "C": (3.0, 10.0)}
 
 
 def contest(data: LabelledSet) -> Contest:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -64,15 +65,14 @@ def project_descriptors(mixture: DiagonalMixture, descriptors: Tensor, projectio
         result = _project_by_gather(blocks, constants, (rows - mixture.means[winner]) / deviations[winner], winner)
         return result.reshape(*descriptors.shape[:-1], outputs)
     order = winner.argsort(stable=True)
+    owner = winner[order]
+    standard = (rows[order] - mixture.means[owner]) / deviations[owner]
+    powers, products = torch.cat([standard, standard.square()], dim=1), blocks.flatten(1, 2)
     ends = torch.bincount(winner, minlength=components).cumsum(0).tolist()
-    rows = rows[order]
     projected = [rows.new_empty(0, outputs)]
-    start = 0
-    for k, end in enumerate(ends):
+    for k, (start, end) in enumerate(pairwise([0, *ends])):
         if end > start:
-            standard = (rows[start:end] - mixture.means[k]) / deviations[k]
-            projected.append(standard @ blocks[k, 0] + standard.square() @ blocks[k, 1] + constants[k])
-        start = end
+            projected.append(torch.addmm(constants[k], powers[start:end], products[k]))
     result = torch.cat(projected)[order.argsort()]
     return result.reshape(*descriptors.shape[:-1], outputs)
 
@@ -184,8 +184,7 @@ class SemiLocalPooling:
             centres of the stacks.
         """
         pooled = []
-        for grid in grids:
-            projected = project_descriptors(mixture, grid.descriptors, projection)
+        for grid, projected in zip(grids, _projected(grids, mixture, projection), strict=True):
             for size in self.windows:
                 offset = max(1, round(self.stack_offset * size / self.stride))
                 stacked = stack_neighbours(box_mean(projected, size, self.stride), offset)
@@ -194,3 +193,13 @@ class SemiLocalPooling:
                     positions = centres.reshape(*centres.shape[1:3], 4, 2).mean(dim=2)
                     pooled.append(DescriptorGrid(l2_normalize(stacked), positions, grid.scale))
         return pooled
+
+
+def _projected(grids: Sequence[DescriptorGrid], mixture: DiagonalMixture, projection: Tensor) -> list[Tensor]:
+    # The descriptors of all scales at once: K small products for all of them, not for each.
+    if not grids:
+        return []
+    shapes = [grid.descriptors.shape[:-1] for grid in grids]
+    rows = torch.cat([grid.descriptors.flatten(0, -2) for grid in grids])
+    parts = torch.split(project_descriptors(mixture, rows, projection), [shape.numel() for shape in shapes])
+    return [part.reshape(*shape, len(projection)) for part, shape in zip(parts, shapes, strict=True)]
