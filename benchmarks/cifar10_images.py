@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.image_contest import Contest, main
 from benchmarks.image_sets import LabelledSet, cifar_10
 
-SETTINGS: dict[str, Any] = {"preset": "small", "components": 128, "C": (1.0, 3.0)}
+SETTINGS: dict[str, Any] = {"preset": "small", "components": (128, 128), "C": (1.0, 3.0)}
 
 
 def contest(data: LabelledSet) -> Contest:

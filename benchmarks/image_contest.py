@@ -91,22 +91,28 @@ class Contest:
             if write:
                 self._write(outcomes)
 
-        for name, outcome in fisher_outcomes(self.data, self.settings, self.threads).items():
-            outcomes[name] = outcome
-            print(f"{name:22} {self._value(outcome):7.2f} %  fit {outcome.fit_seconds:7.1f} s", flush=True)
-        if write:
-            self._write(outcomes)
-        seconds = outcomes["deep"].fit_seconds
+        def fisher(depth: int) -> None:
+            for name, outcome in fisher_outcomes(self.data, self.settings, self.threads, depth).items():
+                outcomes[name] = outcome
+                print(f"{name:22} {self._value(outcome):7.2f} %  fit {outcome.fit_seconds:7.1f} s", flush=True)
+            if write:
+                self._write(outcomes)
+
+        fisher(1)
         small = lambda split: resized(split.images, self.side)  # noqa: E731
-        peers: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
+        quick: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
+            "linear probe": (PretrainedProbe, None),
             "HOG + SVM": (lambda: LinearClassifier(hog_features), small),
             "bag of words + chi2": (lambda: BagOfWords(**self._words()), None),
-            "ConvNet": (lambda: ConvNet(seconds, width=32), small),
-            "ResNet-18": (lambda: ResNet18(seconds, learning_rate=1e-3), small),
-            "linear probe": (PretrainedProbe, None),
         }
-        for name in self.peers:
-            enter(name, *peers[name])
+        for name in [name for name in quick if name in self.peers]:
+            enter(name, *quick[name])
+        fisher(2)
+        seconds = outcomes["deep"].fit_seconds
+        if "ConvNet" in self.peers:
+            enter("ConvNet", lambda: ConvNet(seconds, width=32), small)
+        if "ResNet-18" in self.peers:
+            enter("ResNet-18", lambda: ResNet18(seconds, learning_rate=1e-3), small)
         partner = "linear probe" if "linear probe" in outcomes else "ConvNet"
         if partner in outcomes:
             outcomes["hybrid"] = fused(outcomes["deep"], outcomes[partner], self.data.test.labels)
@@ -142,26 +148,27 @@ class Contest:
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
 
 
-def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int) -> dict[str, Outcome]:
+def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, depth: int) -> dict[str, Outcome]:
     """Fit one Deep Fisher Network, and a classifier on each of the parts of its encodings that the paper compares.
 
-    A network's first layer and its shallow streams do not depend on the layers above, so that the parts without the
-    second layer are the shallow Fisher vector. Every classifier chooses its own C on training images.
+    Every classifier chooses its own C on training images.
 
     Args:
         data: the images.
         settings: as in `Contest`.
         threads: over images.
+        depth: 1 or 2.
 
     Returns:
-        "deep" (everything, with the time of the whole fit), "shallow" (everything but the second layer), "layer 1
-        alone" and "layer 2 alone". Only "deep" has times.
+        At depth 1 "shallow", all streams with the time of the whole fit, and "layer 1 alone"; at depth 2 "deep", "layer
+        2 alone" and "layers 1 and 2 alone". Only the first of each has times.
     """
     overrides = {name: value for name, value in settings.items() if name not in {"preset", "C"}}
+    overrides |= {name: value[:depth] for name, value in overrides.items() if name in {"components", "dimensions"}}
     start = time.perf_counter()
     execution = Execution(n_jobs=threads, progress=reporter(1, None))
     images = ImageList(data.train.images)
-    chosen = resolve_settings(settings["preset"], 2, images.typical_side, overrides)
+    chosen = resolve_settings(settings["preset"], depth, images.typical_side, overrides)
     resampling = {"max_pixels": chosen.max_pixels, "upsample": chosen.upsample, "padding": chosen.padding}
     network, folds = fit_network(images.prepared(**resampling), data.train.labels, chosen, execution=execution)
     train = encode_images(network, images.prepared(**resampling), folds=folds, dtype="float16", execution=execution)
@@ -169,8 +176,11 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int) -
     stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
     ends = np.cumsum([stage.num_outputs for stage in stages])
     weights = np.array([stage.weight for stage in stages])
-    parts = {"deep": list(range(len(stages))), "layer 1 alone": [0], "layer 2 alone": [1]}
-    parts["shallow"] = [0, *range(2, len(stages))]
+    everything = list(range(len(stages)))
+    if depth == 1:
+        parts = {"shallow": everything, "layer 1 alone": [0]}
+    else:
+        parts = {"deep": everything, "layer 2 alone": [1], "layers 1 and 2 alone": [0, 1]}
     svms, seconds = {}, 0.0
     for name, members in parts.items():
         svms[name] = select_svm(_columns(rows, ends, weights, members), data.train.labels, settings["C"])
@@ -187,7 +197,7 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int) -
         logs = scores * svm.temperature
         logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
-        times = (seconds, predict) if name == "deep" else (0.0, 0.0)
+        times = (seconds, predict) if name in {"shallow", "deep"} else (0.0, 0.0)
         outcomes[name] = Outcome(accuracy, *times, logs)
     return outcomes
 
