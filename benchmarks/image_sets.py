@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fisherlayers.data import load_folder, load_mnist
+from fisherlayers.data import TrainTest, load_folder, load_mnist
+from fisherlayers.data.cifar10 import load_cifar10
 from fisherlayers.data.images import read_image, to_grey
-
-_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR_SIDE = 32
 
 
 class Split(NamedTuple):
@@ -71,29 +69,18 @@ def tiny_imagenet_20(folder: Path) -> LabelledSet:
 
 
 def cifar_10(folder: Path) -> LabelledSet:
-    """Return CIFAR-10 from its binary batches: colour images of 32 x 32 pixels, 50,000 to train, 10,000 to test."""
-    batches = folder / "cifar-10-batches-bin"
-    train = [_cifar_batch(batches / f"data_batch_{number}.bin") for number in range(1, 6)]
-    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    return LabelledSet(
-        "CIFAR-10",
-        Split(images, labels),
-        _cifar_batch(batches / "test_batch.bin"),
-        _CIFAR_CLASSES,
-        "The standard split.",
-    )
+    """Return CIFAR-10: colour images of 32 x 32 pixels, 50,000 to train, 10,000 to test."""
+    return _of("CIFAR-10", load_cifar10(folder))
 
 
 def mnist(folder: Path) -> LabelledSet:
     """Return MNIST: digits of 28 x 28 pixels, 60,000 to train, 10,000 to test."""
-    data = load_mnist(folder / "mnist")
-    return LabelledSet(
-        "MNIST",
-        Split(data.train_images, data.train_labels),
-        Split(data.test_images, data.test_labels),
-        tuple(data.classes),
-        "The standard split.",
-    )
+    return _of("MNIST", load_mnist(folder / "mnist"))
+
+
+def _of(name: str, data: TrainTest) -> LabelledSet:
+    train, test = Split(data.train_images, data.train_labels), Split(data.test_images, data.test_labels)
+    return LabelledSet(name, train, test, tuple(data.classes), "The standard split.")
 
 
 def per_class(labels: NDArray[np.int64], number: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -136,9 +123,3 @@ def _channels(image: NDArray[np.uint8], *, color: bool) -> NDArray[np.uint8]:
     if not color:
         return to_grey(image)
     return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-
-
-def _cifar_batch(path: Path) -> Split:
-    rows = np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * _CIFAR_SIDE**2)
-    planes = rows[:, 1:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
-    return Split(np.ascontiguousarray(np.moveaxis(planes, 1, 3)), rows[:, 0].astype(np.int64))
