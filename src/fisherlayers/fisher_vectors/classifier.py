@@ -19,6 +19,7 @@ from fisherlayers.fisher_vectors.calibration import probabilities
 from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.exports import Exports
+from fisherlayers.fisher_vectors.hub import HubMethods
 from fisherlayers.fisher_vectors.images import Batch, ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
@@ -40,7 +41,7 @@ from fisherlayers.fisher_vectors.training import encode_images, fit_network
 __all__ = ["DeepFisherNetwork"]
 
 
-class DeepFisherNetwork(Exports, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Image classifier without back-propagation or pretrained weights (Simonyan, Vedaldi and Zisserman, NIPS 2013).
 
     Dense SIFT, and colour statistics where images have colour, are encoded as Fisher vectors in one or more layers; a

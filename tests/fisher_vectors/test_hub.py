@@ -1,0 +1,96 @@
+"""The hub's three verbs without a network, and the copies that Python itself makes."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+
+from fisher_vectors.texture_images import textures
+from fisherlayers import DeepFisherNetwork
+from fisherlayers.fisher_vectors.persistence import ModelFolderError
+
+hub = pytest.importorskip("huggingface_hub", reason="needs fisherlayers[hub]")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    images, labels = textures(4)
+    model = DeepFisherNetwork(components=4, dimensions=6, bin_sizes=(3,), step=3, iterations=5, random_state=0)
+    return model.fit(images, labels), images
+
+
+def test_a_folder_goes_round_with_the_same_scores(fitted, tmp_path):
+    model, images = fitted
+    for _ in range(2):  # a folder that is there is written over
+        assert model.save_pretrained(tmp_path / "model") is None
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "weights.safetensors",
+    ]
+    loaded = DeepFisherNetwork.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.decision_function(images), model.decision_function(images))
+    np.testing.assert_array_equal(
+        DeepFisherNetwork.load(tmp_path / "model").decision_function(images), model.decision_function(images)
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "library_name: fisherlayers" in card
+    assert "checks, lying, slanted, upright" in card
+    (tmp_path / "model" / "README.md").write_text("own card")
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "README.md").read_text() == "own card"
+
+
+def test_an_upload_holds_the_model_and_comes_back(fitted, tmp_path, monkeypatch):
+    model, images = fitted
+    kept = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, folder_path, **_):
+            kept.mkdir()
+            for path in Path(folder_path).iterdir():
+                path.replace(kept / path.name)
+            return "address"
+
+    monkeypatch.setattr(hub.hub_mixin, "HfApi", Api)
+    assert model.push_to_hub("someone/textures", private=True) == "address"
+    assert 'from_pretrained("someone/textures")' in (kept / "README.md").read_text()
+    monkeypatch.setattr(hub.hub_mixin, "hf_hub_download", lambda filename, **_: str(kept / filename))
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo_id, **_: str(kept))
+    from fisherlayers.fisher_vectors import hub as ours
+
+    ours._carrier_class.cache_clear()
+    loaded = DeepFisherNetwork.from_pretrained("someone/textures")
+    ours._carrier_class.cache_clear()
+    np.testing.assert_array_equal(loaded.decision_function(images), model.decision_function(images))
+
+
+def test_a_damaged_folder_is_refused(fitted, tmp_path):
+    fitted[0].save_pretrained(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelFolderError, match="does not match its checksum"):
+        DeepFisherNetwork.from_pretrained(tmp_path)
+
+
+def test_copies_by_python_have_the_same_scores(fitted, tmp_path):
+    model, images = fitted
+    expected = model.decision_function(images)
+    joblib.dump(model, tmp_path / "model.joblib")
+    copies = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model), joblib.load(tmp_path / "model.joblib")]
+    for same in copies:
+        np.testing.assert_array_equal(same.decision_function(images), expected)
+        assert same.get_params() == model.get_params()
+    module = pickle.loads(pickle.dumps(model.to_module()))
+    batch = np.float32(np.stack(images))
+    import torch
+
+    np.testing.assert_allclose(module(torch.tensor(batch)).detach(), expected, atol=1e-4)
