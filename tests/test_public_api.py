@@ -26,6 +26,9 @@ PUBLIC = [
     "DeepFisherNetwork",
     "FisherVectorLayer",
     "FisherVectorTransformer",
+    "LateFusion",
+    "ModuleClassifier",
+    "ModuleFeatures",
 ]
 
 

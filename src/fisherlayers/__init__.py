@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from fisherlayers.fisher_vectors import DeepFisherNetwork as DeepFisherNetwork
     from fisherlayers.fisher_vectors import FisherVectorLayer as FisherVectorLayer
     from fisherlayers.fisher_vectors import FisherVectorTransformer as FisherVectorTransformer
+    from fisherlayers.fisher_vectors import LateFusion as LateFusion
+    from fisherlayers.fisher_vectors import ModuleClassifier as ModuleClassifier
+    from fisherlayers.fisher_vectors import ModuleFeatures as ModuleFeatures
     from fisherlayers.information import DenseInformation as DenseInformation
     from fisherlayers.information import DiagonalInformation as DiagonalInformation
     from fisherlayers.information import FisherInformation as FisherInformation
@@ -51,6 +54,9 @@ _HOME = {
     "DeepFisherNetwork": "fisher_vectors",
     "FisherVectorLayer": "fisher_vectors",
     "FisherVectorTransformer": "fisher_vectors",
+    "LateFusion": "fisher_vectors",
+    "ModuleClassifier": "fisher_vectors",
+    "ModuleFeatures": "fisher_vectors",
 }
 
 __all__ = [*_HOME]
