@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, bias_of, fisher_of
+from fisherlayers.natural_gradient.pickling import complete_class
 from fisherlayers.natural_gradient.rules.rule import Rule, Weight
 
 __all__ = ["Make", "Place", "attach", "detach", "is_host", "order_of", "place_of"]
@@ -54,9 +55,6 @@ def attach(layer: nn.Module, rule: Rule, weights: Iterable[tuple[Weight, Make]])
         fishers.setdefault(host, {})[name] = fisher
     for host, found in fishers.items():
         _attach(host, found)
-    if layer in fishers:
-        for name, member in rule.members().items():
-            setattr(type(layer), name, member)
 
 
 def _attach(host: nn.Module, fishers: dict[str, FisherWeight]) -> None:
@@ -78,6 +76,7 @@ def _attach(host: nn.Module, fishers: dict[str, FisherWeight]) -> None:
     assert inner is not None
     _sort(inner._modules, order)  # so that parameters() gives them in the order of the plain module
     _sort(host._modules, ["parametrizations"])
+    complete_class(host)
 
 
 def detach(host: nn.Module) -> None:

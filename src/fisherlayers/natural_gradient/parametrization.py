@@ -368,6 +368,14 @@ class FisherWeight(nn.Module):
             self.region.measure(self)
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not what was kept for the pass at hand.
+
+        Returns:
+            The attributes.
+        """
+        return {**self.__dict__, "_latest": None, "_kept": None, "_factors": None}
+
     def get_extra_state(self) -> Tensor:
         """Return the counters for ``state_dict``.
 
