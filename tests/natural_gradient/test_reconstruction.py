@@ -160,13 +160,12 @@ class TestWhatIsLeftAlone:
             warnings.simplefilter("error")
             reconstruct(model)
 
-    def test_shared_and_parametrized_weights(self):
-        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-        model[1].weight = model[0].weight
-        nn.utils.parametrizations.weight_norm(model[2])
-        with pytest.warns(UserWarning, match="0 .*shared.*1 .*2 .*parametrized"):
+    def test_parametrized_weights(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        nn.utils.parametrizations.weight_norm(model[0])
+        with pytest.warns(UserWarning, match=r"0 \(ParametrizedLinear, parametrized\)$"):
             reconstruct(model)
-        assert [fisher_of(layer) is not None for layer in model] == [False, False, False, True]
+        assert [fisher_of(layer) is not None for layer in model] == [False, True]
 
     def test_include_and_exclude_choose_by_name(self):
         model = nn.ModuleDict({"body": perceptron(), "head": nn.Linear(3, 2)})

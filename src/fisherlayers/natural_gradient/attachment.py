@@ -1,7 +1,7 @@
 """Put the parametrizations on the weights of a layer and take them off; the Parameter objects stay."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -9,62 +9,70 @@ from torch.nn.utils import parametrize
 from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, bias_of, fisher_of
 from fisherlayers.natural_gradient.pickling import complete_class
-from fisherlayers.natural_gradient.rules.rule import Rule, Weight
+from fisherlayers.natural_gradient.places import ORDER, holders, place_of
+from fisherlayers.natural_gradient.rules.rule import Weight
+from fisherlayers.natural_gradient.selection import Choice
 
-__all__ = ["Make", "Place", "attach", "detach", "is_host", "order_of", "place_of"]
+__all__ = ["Make", "attach", "detach"]
 
 Make = Callable[[Reader, Layout], FisherWeight]
 
-_ORDER = "_order_before_reconstruction"
 
+def attach(
+    model: nn.Module, choices: Sequence[Choice], make: Callable[[Choice, Weight], Make]
+) -> list[tuple[Choice, list[str]]]:
+    """Parametrize weights of a model and the biases beside them; values stay.
 
-class Place(NamedTuple):
-    """Where a weight is: the module that holds it, and the name of the tensor there."""
-
-    host: nn.Module
-    name: str
-
-
-def place_of(layer: nn.Module, name: str) -> Place:
-    """Return where a layer's weight is.
+    A weight that several layers share has one local Fisher layer, which sees the inputs of all of them that use it in
+    the same way; whoever else holds the parameter reads the same W.
 
     Args:
-        layer: Any module.
-        name: Of the weight, seen from the layer: ``"weight"`` or ``"projection.weight"``.
+        model: The model.
+        choices: Layers, their rules, and which of their weights to reconstruct.
+        make: Gives what makes the local Fisher layer of a weight.
 
     Returns:
-        The module that holds it, and the last part of the name.
+        For each choice the names of the weights whose inputs are to be observed there.
     """
-    path, _, last = name.rpartition(".")
-    return Place(layer.get_submodule(path), last)
-
-
-def attach(layer: nn.Module, rule: Rule, weights: Iterable[tuple[Weight, Make]]) -> None:
-    """Parametrize weights of a layer and the biases beside them; values stay.
-
-    Args:
-        layer: The layer.
-        rule: Its rule.
-        weights: What to reconstruct, and what makes each local Fisher layer.
-    """
-    fishers: dict[nn.Module, dict[str, FisherWeight]] = {}
-    for weight, make in weights:
-        host, name = place_of(layer, weight.name)
-        bias = weight.bias if weight.bias is not None and host._parameters.get(weight.bias) is not None else None
-        fisher = make(Reader(host, name, bias, weight.part), weight.layout)
-        fishers.setdefault(host, {})[name] = fisher
-    for host, found in fishers.items():
+    known = holders(model)
+    fishers: dict[int, FisherWeight] = {}
+    observed: dict[nn.Module, list[str]] = {}
+    wanted = [(choice, weight) for choice in choices for weight in choice.weights]
+    for choice, weight in sorted(wanted, key=lambda pair: pair[1].diagonal):
+        host, name = place_of(choice.layer, weight.name)
+        parameter = host._parameters[name]
+        beside = None if weight.bias is None else host._parameters.get(weight.bias)
+        alone = beside is not None and len(known[id(beside)]) == 1
+        reader = Reader(host, name, weight.bias if alone else None, weight.part)
+        fisher = fishers.get(id(parameter))
+        if fisher is None:
+            fishers[id(parameter)] = make(choice, weight)(reader, weight.layout)
+        elif fisher.layout == weight.layout and not weight.diagonal:
+            fisher.also_read_by(reader)
+        else:
+            continue
+        observed.setdefault(choice.layer, []).append(weight.name)
+    hosts: dict[nn.Module, list[tuple[FisherWeight, Reader]]] = {}
+    for key, fisher in fishers.items():
+        reading = {(reader.host, reader.weight) for reader in fisher.readers}
+        for place in known[key]:
+            if place not in reading:
+                fisher.also_read_by(Reader(place.host, place.name, None, observed=False))
+        for reader in fisher.readers:
+            hosts.setdefault(reader.host, []).append((fisher, reader))
+    for host, found in hosts.items():
         _attach(host, found)
+    return [(choice, observed[choice.layer]) for choice in choices if choice.layer in observed]
 
 
-def _attach(host: nn.Module, fishers: dict[str, FisherWeight]) -> None:
+def _attach(host: nn.Module, found: Sequence[tuple[FisherWeight, Reader]]) -> None:
+    fishers = {reader.weight: fisher for fisher, reader in found}
     shifting: dict[str, list[tuple[str, slice | None]]] = {}
-    for fisher in fishers.values():
-        reader = fisher.readers[0]
+    for _, reader in found:
         if reader.bias is not None:
             shifting.setdefault(reader.bias, []).append((reader.weight, reader.part))
     order = list(host._parameters)
-    setattr(host, _ORDER, order)
+    setattr(host, ORDER, order)
     # Weights first: d is made of b by the weight's mean.
     for name in order:
         if name in fishers:
@@ -94,32 +102,8 @@ def detach(host: nn.Module) -> None:
     names = [name for name in inner._modules if fisher_of(host, name) or bias_of(host, name)]
     for name in sorted(names, key=lambda name: fisher_of(host, name) is not None):  # biases first: they read weights
         parametrize.remove_parametrizations(host, name, leave_parametrized=True)
-    _sort(host._parameters, getattr(host, _ORDER))
-    delattr(host, _ORDER)
-
-
-def is_host(module: nn.Module) -> bool:
-    """Return whether a module holds reconstructed weights.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True from ``attach`` to ``detach``.
-    """
-    return _ORDER in vars(module)
-
-
-def order_of(host: nn.Module) -> list[str]:
-    """Return the names of a module's parameters, in the order that the plain module has.
-
-    Args:
-        host: A module with reconstructed weights.
-
-    Returns:
-        Names of its own parameters.
-    """
-    return list(getattr(host, _ORDER))
+    _sort(host._parameters, getattr(host, ORDER))
+    delattr(host, ORDER)
 
 
 def _sort(members: dict[str, Any], order: list[str]) -> None:

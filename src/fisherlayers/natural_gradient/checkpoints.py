@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlayers.natural_gradient.attachment import is_host, order_of
 from fisherlayers.natural_gradient.coordinates import value_from_plain
 from fisherlayers.natural_gradient.parametrization import Bias, fisher_of, original
+from fisherlayers.natural_gradient.places import is_host, order_of
 from fisherlayers.natural_gradient.sharding import gathered, whole
 
 __all__ = ["accept_plain_keys", "plain_state_dict", "refuse_plain_keys"]

@@ -8,9 +8,11 @@ from typing import Any, Final, Literal, cast
 from torch import nn
 
 from fisherlayers.natural_gradient.activations import Activation, activation_after, as_activation
-from fisherlayers.natural_gradient.attachment import Make, place_of
+from fisherlayers.natural_gradient.attachment import Make
+from fisherlayers.natural_gradient.diagonal import DiagonalWeight
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
 from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.places import place_of
 from fisherlayers.natural_gradient.rules.rule import ProductRule, Rule, Weight
 from fisherlayers.natural_gradient.selection import Choice
 from fisherlayers.natural_gradient.unit import UnitWeight, check_size
@@ -62,6 +64,8 @@ def maker(
         A function of reader and layout.
     """
     *_, outputs, inputs = weight.layout.rows(getattr(*place_of(layer, weight.name))).shape
+    if weight.diagonal:
+        return functools.partial(DiagonalWeight, settings=settings._replace(trust=None))
     settings = settings._replace(rank=_rank_of(inputs, rank))
     if mode == "kronecker" and isinstance(rule, ProductRule):
         return functools.partial(KroneckerWeight, settings=settings, rank=_rank_of(outputs, rank))

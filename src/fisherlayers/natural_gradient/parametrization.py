@@ -51,12 +51,16 @@ class Settings(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A module that holds the weight, the names of weight and bias there, and the slice of the bias that it shifts."""
+    """A module that holds the weight, the names of weight and bias there, and the slice of the bias that it shifts.
+
+    Not ``observed`` is who reads the weight in another way than by multiplying observed inputs with it.
+    """
 
     host: nn.Module
     weight: str
     bias: str | None
     part: slice | None = None
+    observed: bool = True
 
 
 class Bias(NamedTuple):
@@ -126,8 +130,7 @@ class FisherWeight(nn.Module):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         like: dict[str, Any] = {"device": weight.device, "dtype": dtype}
         shape = tuple(batch_shape)
-        self.information = DenseInformation(size + 1, decay=settings.decay, batch_shape=shape, **like)
-        self.root = identity_root(DenseInformation(size, batch_shape=shape, **like), rank=settings.rank)
+        self.information, self.root = self._start(size, shape, like)
         self.output = None
         self.register_buffer("origin", torch.zeros(*shape, size, **like))
         self.register_buffer("newest", torch.zeros(*shape, size, **like))  # mean of the last observed step
@@ -143,6 +146,20 @@ class FisherWeight(nn.Module):
         self.steps = 0
         self.observed_at = -1
         self.refreshed_at = -1
+
+    def _start(self, size: int, shape: tuple[int, ...], like: dict[str, Any]) -> tuple[Any, Root]:
+        rank = self.settings.rank
+        information = DenseInformation(size + 1, decay=self.settings.decay, batch_shape=shape, **like)
+        return information, identity_root(DenseInformation(size, batch_shape=shape, **like), rank=rank)
+
+    def also_read_by(self, reader: Reader) -> None:
+        """Serve one more module that holds the same parameter.
+
+        Args:
+            reader: The module, and the names of weight and bias there.
+        """
+        self.readers.append(reader)
+        self._centres |= reader.bias is not None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return W = T W' S.
@@ -267,9 +284,9 @@ class FisherWeight(nn.Module):
 
     @property
     def centred(self) -> bool:
-        """Whether the mean may move: all that read the weight add a bias to it that is trained."""
-        biases = self.biases()
-        return len(biases) == len(self.readers) and all(bias.parameter.requires_grad for bias in biases)
+        """Whether the mean may move: all products with it have a bias added that is trained."""
+        biases, observed = self.biases(), [reader for reader in self.readers if reader.observed]
+        return len(biases) == len(observed) and all(bias.parameter.requires_grad for bias in biases)
 
     @property
     def statistics_due(self) -> bool:

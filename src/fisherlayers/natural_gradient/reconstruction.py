@@ -1,18 +1,19 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
-from fisherlayers.natural_gradient.attachment import attach, detach, is_host
+from fisherlayers.natural_gradient.attachment import Make, attach, detach
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
 from fisherlayers.natural_gradient.modes import Mode, Rank, activations_of, maker, trust_of
 from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
+from fisherlayers.natural_gradient.places import holders, is_host, place_of
 from fisherlayers.natural_gradient.roots import plain_coordinates
-from fisherlayers.natural_gradient.selection import Selector, chosen_layers
+from fisherlayers.natural_gradient.rules.rule import Weight, rule_of
+from fisherlayers.natural_gradient.selection import Choice, Selector, chosen_layers
 from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.ticking import refresh_weights, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
@@ -125,10 +126,16 @@ def reconstruct(
         settings = settings._replace(output_damping=output_damping)
     choices = chosen_layers(model, include, exclude)
     following = activations_of(model, choices, activations, compat=compat) if mode == "unit" else {}
-    for layer, rule, weights in choices:
-        make = functools.partial(maker, mode, settings, rank, layer, rule, compat=compat)
-        attach(layer, rule, [(weight, make(weight, following.get(layer))) for weight in weights])
-        watch(layer, rule, [weight.name for weight in weights])
+    shared = {key for key, held in holders(model).items() if len(held) > 1}
+
+    def make(choice: Choice, weight: Weight) -> Make:
+        alone = id(getattr(*place_of(choice.layer, weight.name))) not in shared
+        activation = following.get(choice.layer) if alone else None
+        chosen = mode if alone else "input"
+        return maker(chosen, settings, rank, choice.layer, choice.rule, weight, activation, compat=compat)
+
+    for choice, names in attach(model, choices, make):
+        watch(choice.layer, choice.rule, names)
     for host in filter(is_host, model.modules()):
         accept_plain_keys(host)
     return model
@@ -154,13 +161,14 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
     for fisher in list(fisher_weights(model)):
         plain = plain_coordinates(fisher.coordinates)
         move(fisher, plain, () if optimizer is None else (optimizer,))
-    rules = [(module, unwatch(module)) for module in list(model.modules())]
+    for module in list(model.modules()):
+        unwatch(module)
     for host in list(filter(is_host, model.modules())):
         refuse_plain_keys(host)
         detach(host)
-    for module, rule in rules:
+        rule = rule_of(host)
         if rule is not None:
-            rule.restore(module)
+            rule.restore(host)
     return model
 
 

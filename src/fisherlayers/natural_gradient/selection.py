@@ -2,7 +2,6 @@
 
 import fnmatch
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fisherlayers.natural_gradient.attachment import Place, is_host, place_of
+from fisherlayers.natural_gradient.places import Place, is_host, place_of
 from fisherlayers.natural_gradient.rules.rule import Rule, Weight, rule_of
 
 __all__ = ["Choice", "Selector", "chosen_layers"]
@@ -52,10 +51,10 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
     names = {module: name for name, module in modules.items()}
     wanted = _matching(modules, "include", include) - _matching(modules, "exclude", exclude)
     rules = {name: rule for name, module in modules.items() if (rule := rule_of(module)) is not None}
-    owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
     held = {name: _places(modules[name], rule) for name, rule in rules.items()}
     # A weight inside another module is read past that module's own forward, which would never observe an input.
     inner = {names[place.host] for name, places in held.items() for _, place in places if names[place.host] != name}
+    asked = tuple(selector for selector in include if isinstance(selector, type))
     choices, left_alone, covered = [], [], set()
     for name, module in modules.items():
         if is_host(module):
@@ -64,17 +63,22 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
             raise ValueError(f"layer {name!r} has no weights yet: run one forward pass before reconstruct(model)")
         if name not in wanted or name not in rules or name in inner:
             continue
-        chosen = [weight for weight, place in held[name] if names[place.host] in wanted and _free(place, owners)]
+        if rules[name].optional and not isinstance(module, asked):
+            continue
+        chosen = [weight for weight, place in held[name] if names[place.host] in wanted and _free(place)]
         if chosen:
             choices.append(Choice(module, rules[name], chosen))
-            covered |= {place_of(module, weight.name).host for weight in chosen}
+            covered |= {id(getattr(*place_of(module, weight.name))) for weight in chosen}
     for name, module in modules.items():
         own = [p for p in module._parameters.values() if p is not None]
-        if own and name in wanted and module not in covered and not isinstance(module, _NORMALIZATIONS):
-            why = ", parametrized or shared" if name in rules and name not in inner else ""
+        known = isinstance(module, (*_NORMALIZATIONS, parametrize.ParametrizationList))
+        if (own or parametrize.is_parametrized(module)) and name in wanted and not known:
+            if any(id(p) in covered for p in own):
+                continue
+            why = ", parametrized" if parametrize.is_parametrized(module) else ""
             left_alone.append(f"{name} ({type(module).__name__}{why})")
     if not choices:
-        raise ValueError("model has no layer to reconstruct: no nn.Linear or nn.Conv1d/2d/3d, or all are left out")
+        raise ValueError("model has no layer to reconstruct: none of a kind that has a rule, or all are left out")
     if left_alone:
         warnings.warn(f"left alone, trained as before: {', '.join(left_alone)}", stacklevel=3)
     return choices
@@ -84,9 +88,8 @@ def _places(layer: nn.Module, rule: Rule) -> list[tuple[Weight, Place]]:
     return [(weight, place_of(layer, weight.name)) for weight in rule.weights(layer)]
 
 
-def _free(place: Place, owners: Mapping[int, int]) -> bool:
-    parameter = place.host._parameters.get(place.name)
-    return parameter is not None and owners[id(parameter)] == 1 and not parametrize.is_parametrized(place.host)
+def _free(place: Place) -> bool:
+    return place.host._parameters.get(place.name) is not None and not parametrize.is_parametrized(place.host)
 
 
 def _matching(modules: Mapping[str, nn.Module], argument: str, selectors: Sequence[Selector]) -> set[str]:

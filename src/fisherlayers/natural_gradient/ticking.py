@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fisherlayers.natural_gradient.attachment import place_of
 from fisherlayers.natural_gradient.decay import decay_plain
 from fisherlayers.natural_gradient.distributed import find_processes, refreshed_together, share_pending
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
 from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, bias_of, fisher_of
+from fisherlayers.natural_gradient.places import place_of
 from fisherlayers.natural_gradient.region import limit_steps
 from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Rule
 from fisherlayers.natural_gradient.sharding import is_sharded
@@ -63,18 +63,15 @@ def watch(layer: nn.Module, rule: Rule, names: Iterable[str]) -> None:
         _remember(fisher)
 
 
-def unwatch(layer: nn.Module) -> Rule | None:
+def unwatch(layer: nn.Module) -> None:
     """Stop following a layer; any other module is left as it is.
 
     Args:
         layer: A layer that ``watch`` was called with, or a copy of one.
-
-    Returns:
-        The rule that it was followed by; None for any other module.
     """
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
     if observation is None:
-        return None
+        return
     for fisher in _observed(layer, observation).values():
         _fishers.pop(fisher.weight, None)
         for bias in _biases_of(fisher):
@@ -88,7 +85,6 @@ def unwatch(layer: nn.Module) -> Rule | None:
             del layer._forward_hooks[key]
             layer._forward_hooks_always_called.pop(key, None)
     delattr(layer, _OBSERVATION)
-    return observation.rule
 
 
 def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer, ...]) -> None:

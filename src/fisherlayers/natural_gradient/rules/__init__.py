@@ -2,6 +2,7 @@
 
 from fisherlayers.natural_gradient.rules.attention import AttentionRule
 from fisherlayers.natural_gradient.rules.convolution import ConvolutionRule
+from fisherlayers.natural_gradient.rules.embedding import EmbeddingRule
 from fisherlayers.natural_gradient.rules.linear import LinearRule
 from fisherlayers.natural_gradient.rules.recurrent import CellRule, RecurrentRule
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule, rule_of
@@ -12,6 +13,7 @@ __all__ = [
     "Call",
     "CellRule",
     "ConvolutionRule",
+    "EmbeddingRule",
     "LinearRule",
     "RecurrentRule",
     "Rule",

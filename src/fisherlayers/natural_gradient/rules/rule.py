@@ -17,13 +17,15 @@ class Weight(NamedTuple):
     ``name`` is the name of the parameter, seen from the layer (``"weight"``, ``"projection.weight"``). ``bias`` is the
     bias that is added to the same outputs, a parameter of the same module, through which the input can be centred;
     None, or a bias that the layer does not have, leaves the input as it is. ``part`` is the slice of the bias that
-    belongs to this weight (None: all of it).
+    belongs to this weight (None: all of it). The inputs of a ``diagonal`` weight are one-hot: its rule gives for each
+    row the place of the 1.
     """
 
     name: str
     bias: str | None = None
     layout: Layout = Layout()
     part: slice | None = None
+    diagonal: bool = False
 
 
 class Call(NamedTuple):
@@ -53,9 +55,11 @@ class Rule(ABC):
     Rules hold no state. Give one to ``register_rule``.
 
     ``repeats`` says that the layer's forward reads a weight more than once; the weight is then kept while it runs.
+    ``optional`` layers are reconstructed only if their class is named in ``include``.
     """
 
     repeats: bool = False
+    optional: bool = False
 
     @abstractmethod
     def weights(self, layer: nn.Module) -> Sequence[Weight]:
@@ -82,7 +86,7 @@ class Rule(ABC):
         Returns:
             Rows (N, D) by the weight's name, or (groups, N, D) for a layout with several groups; weights that are left
             out are not observed this time. Rows (groups, N, D) for a layout without groups give every block of outputs
-            an information of its own from then on.
+            an information of its own from then on. For a diagonal weight whole numbers, (N,).
         """
 
     def members(self) -> Mapping[str, Any]:
