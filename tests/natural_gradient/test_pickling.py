@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +106,34 @@ def test_dtypes_move_and_come_back():
     (fisher,), (mine,) = fisher_weights(again), fisher_weights(model)
     assert fisher.root.dense().dtype == torch.float32
     assert torch.equal(fisher.root.dense(), mine.root.dense())
+
+
+PROGRAM = """
+import sys
+import torch
+import fisherlayers.natural_gradient
+assert "torch._dynamo" not in sys.modules, "the compiler takes seconds to import"
+torch.set_default_dtype(torch.float64)
+model, inputs, expected = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(model(inputs), expected)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(inputs).sum().backward()
+optimizer.step()
+assert not torch.allclose(model(inputs), expected)
+assert next(fisherlayers.natural_gradient.parametrization.fisher_weights(model)).steps == 5
+"""
+
+
+def test_another_process_imports_no_compiler_and_loads_the_model(tmp_path):
+    torch.manual_seed(0)  # classes that the other process can import:
+    model, inputs = (
+        reconstruct(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), **SETTINGS),
+        torch.randn(6, 4),
+    )
+    train(model, inputs, 4)
+    with torch.no_grad():
+        torch.save((model, inputs, model(inputs)), tmp_path / "model.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "model.pt")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

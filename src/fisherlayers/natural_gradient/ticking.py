@@ -5,8 +5,9 @@ a weak reference, set by ``watch`` and again by each training forward (so copies
 only adds to sums; an optimizer's step enters them into the information, then refreshes what is due.
 """
 
+import functools
 import weakref
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -53,12 +54,12 @@ def watch(layer: nn.Module, rule: Rule, names: Iterable[str]) -> None:
     """
     observation = _Observation(rule, tuple(names))
     setattr(layer, _OBSERVATION, observation)
-    layer.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    layer.register_forward_pre_hook(_hook("before_forward"), with_kwargs=True)
     if rule.repeats:
-        layer.register_forward_hook(_after_forward, always_call=True)
+        layer.register_forward_hook(_hook("after_forward"), always_call=True)
     fishers = _observed(layer, observation).values()
     if any(isinstance(fisher, KroneckerWeight) for fisher in fishers):
-        layer.register_forward_hook(_follow_output)
+        layer.register_forward_hook(_hook("follow_output"))
     for fisher in fishers:
         _remember(fisher)
 
@@ -77,11 +78,11 @@ def unwatch(layer: nn.Module) -> None:
         for bias in _biases_of(fisher):
             _biases.pop(bias.parameter, None)
     for key, hook in list(layer._forward_pre_hooks.items()):
-        if hook is _before_forward:
+        if hook is _hook("before_forward"):
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
     for key, hook in list(layer._forward_hooks.items()):
-        if hook in {_after_forward, _follow_output}:
+        if hook in {_hook("after_forward"), _hook("follow_output")}:
             del layer._forward_hooks[key]
             layer._forward_hooks_always_called.pop(key, None)
     delattr(layer, _OBSERVATION)
@@ -122,7 +123,6 @@ def _biases_of(fisher: FisherWeight) -> list[FisherBias]:
     return [bias for bias in found if bias is not None]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
     if observation is None:
@@ -138,7 +138,6 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             fisher.keep(True)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
     for fisher in _observed(layer, observation).values() if observation is not None else ():
@@ -162,7 +161,6 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
                 fisher.observe(rows[name])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if not (layer.training and isinstance(output, Tensor) and output.requires_grad):
         return
@@ -172,6 +170,23 @@ def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
     for fisher in _observed(layer, observation).values():
         if isinstance(fisher, KroneckerWeight) and isinstance(observation.rule, ProductRule) and fisher.statistics_due:
             follow_gradient(fisher, layer, observation.rule, output)
+
+
+_HOOKS = {"before_forward": _before_forward, "after_forward": _after_forward, "follow_output": _follow_output}
+
+
+@functools.cache
+def _hook(name: str) -> Callable[..., None]:
+    # What the compiler leaves alone. Made when it is needed: this imports the compiler, which takes seconds.
+    hook: Callable[..., None] = torch.compiler.disable(_HOOKS[name])  # type: ignore[no-untyped-call]
+    hook.__name__ = hook.__qualname__ = name
+    return hook
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOOKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _hook(name)  # pickle finds the hooks of a model by their names
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
