@@ -39,7 +39,10 @@ def reconstruct(
     include: Sequence[Selector] = ("*",),
     exclude: Sequence[Selector] = (),
 ) -> Model:
-    """Put a local Fisher layer before every linear layer and convolution of a model, in place.
+    """Put a local Fisher layer before the weights of a model, in place.
+
+    Linear layers, convolutions, attention, recurrent layers, and every kind that ``register_rule`` was told of;
+    embeddings if ``include`` names their class.
 
     Each weight becomes W = W' S and each bias b = d - W μ, where μ is the mean of the layer's input and S the inverse
     square root of its covariance, damped and scaled to keep the input's power (``input_coordinates`` in ``roots.py``).
