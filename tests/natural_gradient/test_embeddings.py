@@ -9,6 +9,7 @@ from torch import nn
 
 from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_of
+from natural_gradient.references_natural_gradient import turns
 
 WORDS, E, DAMPING = 9, 4, 0.5
 SETTINGS = {"damping": DAMPING, "decay": 0.9, "statistics_every": 1, "refresh_every": 3, "include": [nn.Embedding]}
@@ -33,8 +34,8 @@ def test_descent_is_preconditioned_by_damped_frequencies():
     plain = table()
     model, aim = reconstruct(copy.deepcopy(plain), **SETTINGS), torch.randn(WORDS, E)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    moment, total, velocity, refreshes = torch.zeros(WORDS), 0.0, torch.zeros(WORDS, E), [0, 1, 2, 4, 7, 10, 13]
-    for step in range(15):
+    moment, total, velocity, refreshes = torch.zeros(WORDS), 0.0, torch.zeros(WORDS, E), turns(3, 30)
+    for step in range(30):
         words = tokens(step)
         optimizer.zero_grad()
         loss = (model(words) - aim[words]).square().sum(1).mean()
