@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Figure, command_line, data_folder, write_results
-from benchmarks.image_peers import BagOfWords, PretrainedProbe, ResNet18, resized
+from benchmarks.image_peers import BagOfWords, PretrainedProbe, ResNet18, linear_scores, resized
 from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
@@ -193,7 +193,7 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
     outcomes = {}
     for name, members in parts.items():
         svm = svms[name]
-        scores = np.float64(_columns(test, ends, weights, members) @ svm.coef.T + svm.intercept)
+        scores = np.float64(linear_scores(_columns(test, ends, weights, members), svm))
         logs = scores * svm.temperature
         logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)

@@ -17,7 +17,7 @@ from sklearn.kernel_approximation import AdditiveChi2Sampler
 from torch import Tensor, nn
 
 from fisherlayers.demo.baselines import ConvNet
-from fisherlayers.fisher_vectors.selection import select_svm
+from fisherlayers.fisher_vectors.selection import SelectedSVM, select_svm
 from fisherlayers.fisher_vectors.sift import dense_sift
 
 COSTS = (0.1, 1.0, 10.0, 100.0)
@@ -38,6 +38,20 @@ def resized(images: Any, side: int) -> NDArray[np.uint8]:
     return np.stack([
         np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in images
     ])
+
+
+def linear_scores(rows: NDArray[np.float32], svm: SelectedSVM) -> NDArray[np.float32]:
+    """Return a score a class, (n, C), also for two classes.
+
+    Args:
+        rows: (n, F).
+        svm: one row of weights a class, or a single one for two classes.
+
+    Returns:
+        (n, C).
+    """
+    scores: NDArray[np.float32] = rows @ svm.coef.T + svm.intercept
+    return np.concatenate([-scores / 2, scores / 2], axis=1) if scores.shape[1] == 1 else scores
 
 
 class BagOfWords(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -82,8 +96,7 @@ class BagOfWords(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Return scores, (n, C)."""
-        scores: NDArray[np.float32] = self._features(images) @ self.svm_.coef.T + self.svm_.intercept
-        return scores
+        return linear_scores(self._features(images), self.svm_)
 
     def predict(self, images: Any) -> NDArray[Any]:
         """Return the class of each image, (n,)."""
@@ -191,8 +204,7 @@ class PretrainedProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, images: Any) -> NDArray[np.float32]:
         """Return scores, (n, C)."""
-        scores: NDArray[np.float32] = self._scaled(self.extract_(images)) @ self.svm_.coef.T + self.svm_.intercept
-        return scores
+        return linear_scores(self._scaled(self.extract_(images)), self.svm_)
 
     def predict(self, images: Any) -> NDArray[Any]:
         """Return the class of each image, (n,)."""

@@ -1,0 +1,72 @@
+"""The image benchmarks' arithmetic, and their peers on textures that anything can tell apart."""
+
+import numpy as np
+import pytest
+from benchmarks.image_contest import Outcome, class_mean_accuracy, fisher_outcomes, fused
+from benchmarks.image_peers import BagOfWords, resized
+from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
+
+
+def stripes(each, seed=0):
+    rng = np.random.default_rng(seed)
+    phases = rng.integers(8, size=2 * each)
+    lying = [np.uint8(np.tile(((np.arange(40) + phase) // 4 % 2 * 200)[:, None], (1, 40))) for phase in phases]
+    images = [image if index < each else np.ascontiguousarray(image.T) for index, image in enumerate(lying)]
+    noisy = np.stack([np.uint8(np.clip(image + rng.normal(0, 20, image.shape), 0, 255)) for image in images])
+    return Split(noisy, np.repeat([0, 1], each))
+
+
+def test_accuracy_is_a_mean_over_classes():
+    labels = np.array([0, 0, 0, 0, 1])
+    assert class_mean_accuracy(np.array([0, 0, 0, 1, 1]), labels) == pytest.approx(100 * (0.75 + 1) / 2)
+
+
+def test_fusion_adds_log_probabilities():
+    first = Outcome(0.0, 1.0, 2.0, np.log([[0.6, 0.4], [0.9, 0.1]]))
+    second = Outcome(0.0, 3.0, 4.0, np.log([[0.3, 0.7], [0.4, 0.6]]))
+    both = fused(first, second, np.array([1, 0]))
+    assert both.accuracy == 100
+    assert (both.fit_seconds, both.predict_seconds) == (4.0, 6.0)
+    with pytest.raises(ValueError, match="log_probabilities"):
+        fused(first, Outcome(0.0, 0.0, 0.0), np.array([1, 0]))
+
+
+def test_splits_are_by_class_and_disjoint():
+    split = Split(np.arange(30)[:, None, None], np.repeat([0, 1, 2], 10))
+    learn, scored = held_out(split, 0.3, np.random.default_rng(0))
+    assert np.bincount(learn.labels).tolist() == [7, 7, 7]
+    assert sorted([*learn.images[:, 0, 0], *scored.images[:, 0, 0]]) == list(range(30))
+    chosen = per_class(split.labels, 4, np.random.default_rng(0))
+    assert np.bincount(split.labels[chosen]).tolist() == [4, 4, 4]
+
+
+def test_bag_of_words_tells_stripes_apart():
+    model = BagOfWords(12, bin_sizes=(3,), step=4).fit(*stripes(10))
+    test = stripes(8, seed=1)
+    assert (model.predict(test.images) == test.labels).all()
+
+
+def test_resizing_leaves_the_right_size_alone():
+    images = stripes(2).images
+    assert resized(images, 40) is images
+    assert resized(list(images), 20).shape == (4, 20, 20)
+
+
+def test_all_parts_of_a_network_are_scored_from_one_fit():
+    data = LabelledSet("stripes", stripes(10), stripes(6, seed=1), ("lying", "upright"))
+    data = data._replace(train=three(data.train), test=three(data.test))
+    settings = {"preset": "photos", "components": (4, 3), "dimensions": (8, 6), "bin_sizes": (3,), "C": (1.0,)}
+    settings |= {"windows": (2,), "training_descriptors": 500, "step": 6, "iterations": 3, "cross_fit": 2}
+    shallow, deep = (fisher_outcomes(data, settings, 1, depth) for depth in (1, 2))
+    assert list(shallow) == ["shallow", "layer 1 alone"]
+    assert list(deep) == ["deep", "layer 2 alone", "layers 1 and 2 alone"]
+    assert shallow["shallow"].accuracy == deep["deep"].accuracy == 100
+    np.testing.assert_allclose(np.exp(deep["deep"].log_probabilities).sum(axis=1), 1)
+
+
+def three(split):
+    """Add a third class, of the mean of a lying and an upright image."""
+    half = len(split.labels) // 2
+    mixed = np.uint8((np.float32(split.images[:half]) + split.images[half:]) / 2)
+    labels = np.concatenate([split.labels, np.full(half, 2)])
+    return Split(np.concatenate([split.images, mixed]), labels)
