@@ -40,7 +40,7 @@ THRESHOLD = 1e-4
 """Posteriors below it count as zero in `fisher_vectors`."""
 
 # Rows a block of posteriors: rows x K floats should stay in the cache.
-_BLOCK = 2048
+_BLOCK = 1024
 # Entries of single-descriptor scores held at once.
 _ENTRIES = 2**24
 

@@ -163,7 +163,11 @@ def responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
 def _posteriors(log_joint: Tensor) -> Tensor:
     # exp(-80) = 2e-35 stands for everything smaller: arithmetic with denormal numbers is many times slower.
     largest = log_joint.detach().amax(dim=-1, keepdim=True)
-    return (log_joint - largest).clamp_min(-80.0).softmax(dim=-1)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (log_joint - largest).clamp_min(-80.0).softmax(dim=-1)
+    # In place: the traffic between cache and memory is what costs.
+    posteriors = (log_joint - largest).clamp_min_(-80.0).exp_()
+    return posteriors.div_(posteriors.sum(dim=-1, keepdim=True))
 
 
 def em_step(

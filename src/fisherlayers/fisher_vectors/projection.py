@@ -13,12 +13,15 @@ will again. Cross-fitting learns one W a fold, from the other folds.
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.bi_convex import bi_convex_rows
-from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest
+from fisherlayers.fisher_vectors.rows import Rows
+from fisherlayers.fisher_vectors.svm import one_vs_rest, svm_path
+from fisherlayers.fisher_vectors.svm_spaces import RowSpace, gram_matrix
 
 __all__ = ["KINDS", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
 
@@ -26,23 +29,27 @@ KINDS = ("auto", "one-vs-rest", "one-vs-one", "both", "bi-convex", "principal")
 _WITH_SEVERAL_LABELS = ("auto", "one-vs-rest", "principal")
 # With more classes, pairs are too many problems and one-vs-rest has rows enough.
 _MOST_CLASSES_IN_PAIRS = 32
+# More are solved in turn: each takes a few numbers a row.
+_MOST_PROBLEMS = 512
 # The rows of W are directions, not classifiers: their optimum need not be exact.
 _TOLERANCE = 1e-4
 
 
 def learn_projection(
-    encodings: Tensor,
+    encodings: Rows,
     labels: Tensor,
     folds: Tensor,
     *,
     kind: str = "auto",
     size: int | None = None,
     cost: float = 1.0,
+    **options: Any,
 ) -> Tensor:
     """Learn W, once for each fold from the images outside it.
 
     Args:
-        encodings: Global hard-assignment Fisher vectors, L2-normalised without the signed square root, (n, E).
+        encodings: Global hard-assignment Fisher vectors, L2-normalised without the signed square root, (n, E), in
+            memory or on disk.
         labels: Class indices 0 .. C - 1, (n,); or for several labels an image 0 and 1, (n, C).
         folds: Fold of each image from 0, (n,), at least two images of every class outside each; all -1 for no
             cross-fitting.
@@ -52,6 +59,7 @@ def learn_projection(
         size: Rows of W; None for those of ``kind``. Missing ones are principal directions of the encodings, as far as
             the number of images allows; too many are reduced to their own principal directions.
         cost: C of the SVMs.
+        **options: Further arguments of `svm_path`.
 
     Returns:
         (F, h, E): W of each fold, then, for images outside all folds, their mean; (1, h, E) without cross-fitting.
@@ -69,31 +77,30 @@ def learn_projection(
     elif kind == "auto":
         kind = "one-vs-one" if classes <= _MOST_CLASSES_IN_PAIRS else "one-vs-rest"
 
-    def learn(rows: Tensor) -> Tensor:
-        if kind == "principal":
-            return principal_rows(encodings, min(size or 2 * classes, len(encodings) - 1))
-        if kind == "bi-convex":
-            return bi_convex_rows(encodings[rows], labels[rows], size or 2 * classes, cost=cost).projection
-        targets = []
-        if labels.ndim == 2:
-            targets.append(2.0 * labels[rows].double() - 1.0)
-        elif classes == 2 or kind != "one-vs-one":
-            targets.append(one_vs_rest(labels[rows], classes)[:, classes == 2 :])
-        if labels.ndim == 1 and classes > 2 and kind != "one-vs-rest":
-            targets.append(pair_targets(labels[rows], classes))
-        return svm_rows(encodings[rows], torch.cat(targets, dim=1), cost=cost)
-
-    number = int(folds.max()) + 1
-    everything = torch.arange(len(labels))
-    learned = torch.stack([learn(everything[folds != fold]) for fold in range(number)] or [learn(everything)])
+    seen = [folds != fold for fold in range(int(folds.max()) + 1)] or [torch.full_like(folds, True, dtype=torch.bool)]
+    if kind == "principal":
+        rows = principal_rows(encodings, min(size or 2 * classes, len(encodings) - 1), **options)
+        learned = rows.expand(len(seen), -1, -1)
+    elif kind == "bi-convex":
+        whole = encodings.to(encodings.dtype)
+        rank = size or 2 * classes
+        learned = torch.stack([bi_convex_rows(whole[m], labels[m], rank, cost=cost).projection for m in seen])
+    else:
+        targets = _targets(labels, classes, kind)
+        # Folds are problems side by side on the same rows, of which each leaves some out.
+        at_once = max(1, _MOST_PROBLEMS // targets.shape[1])
+        groups = [seen[start : start + at_once] for start in range(0, len(seen), at_once)]
+        problems = [torch.cat([targets * mask[:, None] for mask in group], dim=1) for group in groups]
+        learned = torch.cat([svm_rows(encodings, columns, cost=cost, **options) for columns in problems])
+        learned = learned.reshape(len(seen), targets.shape[1], -1)
     if size is not None and size < learned.shape[1]:
         learned = _principal_mixtures(learned.mean(dim=0), size) @ learned
     elif size is not None and size > learned.shape[1]:
         # Principal directions know no labels: one set serves all folds. They take the scale of the learned rows.
         missing = min(size - learned.shape[1], len(encodings) - 1)
-        extra = principal_rows(encodings, missing) * learned.norm(dim=-1).mean()
+        extra = principal_rows(encodings, missing, **options) * learned.norm(dim=-1).mean()
         learned = torch.cat([learned, extra.expand(len(learned), -1, -1)], dim=1)
-    return learned if number < 2 else torch.cat([learned, learned.mean(dim=0, keepdim=True)])
+    return learned if len(seen) < 2 else torch.cat([learned, learned.mean(dim=0, keepdim=True)])
 
 
 def pair_targets(labels: Tensor, classes: int) -> Tensor:
@@ -112,34 +119,52 @@ def pair_targets(labels: Tensor, classes: int) -> Tensor:
     )
 
 
-def principal_rows(encodings: Tensor, size: int) -> Tensor:
+def _targets(labels: Tensor, classes: int, kind: str) -> Tensor:
+    if labels.ndim == 2:
+        return 2.0 * labels.double() - 1.0
+    targets = []
+    if classes == 2 or kind != "one-vs-one":
+        targets.append(one_vs_rest(labels, classes)[:, classes == 2 :])
+    if classes > 2 and kind != "one-vs-rest":
+        targets.append(pair_targets(labels, classes))
+    return torch.cat(targets, dim=1)
+
+
+def principal_rows(encodings: Rows, size: int, *, n_jobs: int | None = None) -> Tensor:
     """Directions of the largest variance of the encodings, computed in the space of images.
 
     Args:
-        encodings: (n, E).
+        encodings: (n, E), in memory or on disk.
         size: Number of directions, at most n - 1.
+        n_jobs: Threads over blocks of rows.
 
     Returns:
         (size, E), of unit length.
     """
-    centred = encodings - encodings.mean(dim=0)
-    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
-    rows = vectors[:, -size:].flip(1).T.to(encodings) @ centred
-    return rows / values[-size:].flip(0).clamp_min(1e-12).sqrt().to(encodings)[:, None]
+    # The Gram matrix of the centred rows is H G H with H = I - 1 1ᵀ / n; a direction is a combination of centred rows.
+    gram = gram_matrix(encodings, n_jobs=n_jobs).double()
+    gram = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+    values, vectors = torch.linalg.eigh(gram)
+    chosen = vectors[:, -size:].flip(1)
+    combinations_of_rows = chosen - chosen.mean(dim=0)
+    rows = RowSpace(encodings, bias=0.0, n_jobs=n_jobs).combine(combinations_of_rows)[:-1].T
+    return (rows / values[-size:].flip(0).clamp_min(1e-12).sqrt()[:, None]).to(encodings.dtype)
 
 
-def svm_rows(encodings: Tensor, targets: Tensor, *, cost: float = 1.0) -> Tensor:
+def svm_rows(encodings: Rows, targets: Tensor, *, cost: float = 1.0, **options: Any) -> Tensor:
     """Weights of linear separators with squared hinge loss, without their biases.
 
     Args:
         encodings: (n, E).
         targets: One problem a column, (n, h): 1, -1, or 0 for images that do not take part.
         cost: C, positive.
+        **options: Further arguments of `svm_path`.
 
     Returns:
         (h, E).
     """
-    return fit_svm(encodings, targets, cost, tolerance=_TOLERANCE).weights.to(encodings)
+    (fit,) = svm_path(encodings, targets, [cost], tolerance=_TOLERANCE, **options)
+    return fit.weights.to(encodings.dtype)
 
 
 def _principal_mixtures(rows: Tensor, size: int) -> Tensor:

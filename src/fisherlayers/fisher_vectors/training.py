@@ -24,7 +24,7 @@ from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, colo
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
 from fisherlayers.fisher_vectors.projection import learn_projection
-from fisherlayers.fisher_vectors.rows import StoredRows
+from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["encode_images", "fit_network"]
@@ -305,14 +305,14 @@ def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
     )
     projection = None
     if execution.processes.is_first:
-        rows = encoded.rows
         projection = learn_projection(
-            rows.to(torch.float32) if isinstance(rows, StoredRows) else torch.from_numpy(rows),
+            as_rows(encoded.rows),
             torch.as_tensor(task.labels[learners]),
             torch.as_tensor(task.folds[learners]),
             kind=settings.projection,
             size=settings.projection_size,
             cost=settings.projection_cost,
+            n_jobs=execution.n_jobs,
         )
     shared = execution.processes.share(projection)
     assert shared is not None
