@@ -59,6 +59,19 @@ class Mixed(nn.Module):
         return self.last(self.unbiased(self.wide(hidden.flatten(1)).tanh()).tanh())
 
 
+class Words(nn.Module):
+    """A table of words, reconstructed on request, and one that is the last layer's weight as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.other = nn.Embedding(9, 5), nn.Embedding(9, 5)
+        self.last = nn.Linear(5, 9)
+        self.last.weight = self.other.weight
+
+    def forward(self, words):
+        return self.last((self.table(words) + self.other(words)).tanh())
+
+
 def model_of(rank=None, mode="input"):
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -150,6 +163,32 @@ def replicated(optimizer_of, rank=None, mode="input", **how):
     assert all(a.refreshed_at == b.refreshed_at > 0 for a, b in paired(model, expected))
     assert same_everywhere(model.state_dict())
     return max(gap, *roots)
+
+
+def words():
+    """DDP against one process, on uneven parts of batches of words."""
+
+    def make():
+        torch.manual_seed(0)
+        model = reconstruct(Words(), include=["*", nn.Embedding], **OPTIONS)
+        return model, sgd(model)
+
+    (model, optimizer), (alone, its_optimizer) = make(), make()
+    wrapped = DistributedDataParallel(model)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        batch = torch.randint(0, 9, (ROWS,), generator=generator), torch.randint(0, 9, (ROWS,), generator=generator)
+        part, labels = parts_of(batch, even=False)[dist.get_rank()]
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(wrapped(part), labels, reduction="sum")
+        (loss * dist.get_world_size() / ROWS).backward()
+        optimizer.step()
+        its_optimizer.zero_grad()
+        functional.cross_entropy(alone(batch[0]), batch[1]).backward()
+        its_optimizer.step()
+    assert same_everywhere(model.state_dict())
+    roots = [difference(a.root.state_dict(), b.root.state_dict()) for a, b in paired(model, alone)]
+    return max(difference(plain_state_dict(model), plain_state_dict(alone)), *roots)
 
 
 def paired(model, expected):
@@ -291,6 +330,7 @@ CASES = {
     "ddp accumulation": lambda: replicated(sgd, chunks=3),
     "ddp kronecker": lambda: replicated(sgd, mode="kronecker", even=False),
     "ddp closure": lambda: replicated(sgd, closure=True),
+    "ddp words": words,
     "fsdp sgd": lambda: sharded(sgd),
     "fsdp adam": lambda: sharded(adam),
     "fsdp decay": lambda: sharded(decayed),

@@ -23,6 +23,7 @@ EXACT = {
         "ddp accumulation",
         "ddp kronecker",
         "ddp closure",
+        "ddp words",
         "fsdp sgd",
         "fsdp adam",
         "fsdp decay",

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fisherlayers.layer import LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.diagonal import Counts, DiagonalWeight
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
 from fisherlayers.natural_gradient.moments import Moments, about
 from fisherlayers.natural_gradient.parametrization import FisherWeight
@@ -93,8 +94,12 @@ def share_pending(fishers: Sequence[FisherWeight]) -> None:
         for fisher in members:
             if not fisher.statistics_due:
                 fisher.pending = None
-        if due:
-            _share(due, group)
+        counted = [fisher for fisher in due if isinstance(fisher, DiagonalWeight)]
+        others = [fisher for fisher in due if not isinstance(fisher, DiagonalWeight)]
+        if counted:
+            _share_counts(counted, group)
+        if others:
+            _share(others, group)
 
 
 @torch.no_grad()
@@ -124,6 +129,15 @@ def _share(fishers: Sequence[FisherWeight], group: ProcessGroup) -> None:
         for fisher, moments, total in zip(sums, pending, together, strict=True):
             fisher.pending = moments._replace(sums=total)
         _share_gradients([fisher for fisher in sums if isinstance(fisher, KroneckerWeight)], group)
+
+
+def _share_counts(fishers: Sequence[DiagonalWeight], group: ProcessGroup) -> None:
+    empty = [fisher.mean.new_zeros(fisher.mean.shape[-1] + 1) for fisher in fishers]
+    sums = [
+        zero if fisher.pending is None else fisher.pending.sums for fisher, zero in zip(fishers, empty, strict=True)
+    ]
+    for fisher, total in zip(fishers, _summed(sums, group), strict=True):
+        fisher.pending = Counts(total) if bool(total[-1]) else None
 
 
 def _share_gradients(fishers: Sequence[KroneckerWeight], group: ProcessGroup) -> None:
