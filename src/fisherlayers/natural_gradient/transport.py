@@ -53,6 +53,9 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
     if weight.grad is not None:
         _move_gradient(fisher, new, weight.grad, [bias.grad for bias in biases])
     for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            _move_history(fisher, new, optimizer)
+            continue
         unknown = []
         for name, buffer in optimizer.state.get(weight, {}).items():
             if not isinstance(buffer, Tensor) or buffer.numel() <= 1 or name in _KEPT:
@@ -72,6 +75,27 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
             )
     _move_value(fisher, new, weight, biases)
     fisher.enter(new)
+
+
+def _move_history(fisher: FisherWeight, new: Coordinates, optimizer: torch.optim.LBFGS) -> None:
+    """Re-express the flat vectors of L-BFGS: differences of gradients and of values; their products stay."""
+    parameters: list[Tensor] = optimizer._params
+    state = optimizer.state.get(parameters[0], {})
+    starts: dict[int, int] = {}
+    for parameter in parameters:
+        starts[id(parameter)] = sum(each.numel() for each in parameters[: len(starts)])
+
+    def part(flat: Tensor, parameter: Tensor) -> Tensor | None:
+        start = starts.get(id(parameter))
+        return None if start is None else flat[start : start + parameter.numel()].view_as(parameter)
+
+    gradients = [state.get("prev_flat_grad"), *(state.get("old_dirs") or [])]
+    values = [state.get("d"), *(state.get("old_stps") or [])]
+    for vectors, rule in ((gradients, _move_gradient), (values, _move_value)):
+        for flat in vectors:
+            weight = None if flat is None else part(flat, fisher.weight)
+            if weight is not None:
+                rule(fisher, new, weight, [part(flat, bias.parameter) for bias in fisher.biases()])
 
 
 @contextmanager

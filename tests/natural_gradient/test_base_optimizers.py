@@ -1,0 +1,127 @@
+"""Every optimizer of torch, and learning-rate schedules, averages and closures around it."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fisherlayers.natural_gradient import plain_state_dict, reconstruct, refresh
+from natural_gradient.cases_natural_gradient import perceptron, train, vectors
+
+# Without an image of their own, or for sparse gradients only.
+OTHERS = {"Optimizer", "SparseAdam", "LBFGS"}
+OPTIMIZERS = {
+    name: cls
+    for name, cls in vars(torch.optim).items()
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and name not in OTHERS
+}
+RATES = {
+    "SGD": 0.02,
+    "ASGD": 0.05,
+    "Adadelta": 1.0,
+    "RMSprop": 0.003,
+    "Rprop": 0.001,
+    "Adafactor": 0.05,
+    "Muon": 0.02,
+    "RAdam": 0.1,
+}
+OPTIONS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.5, "centered": True}}
+
+
+def built(name, model):
+    for parameter in model.parameters():
+        parameter.requires_grad_(name != "Muon" or parameter.ndim == 2)  # Muon takes matrices only
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[name](parameters, lr=RATES.get(name, 0.01), **OPTIONS.get(name, {}))
+
+
+def reconstructed():
+    return reconstruct(perceptron(), statistics_every=1, refresh_every=2)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_it_trains_resumes_exactly_and_a_refresh_moves_nothing(name):
+    # A buffer that a refresh does not know would be a warning, and an error here.
+    inputs, targets = vectors()
+    model = reconstructed()
+    optimizer = built(name, model)
+    losses = train(model, optimizer, inputs, targets, 15)
+    assert losses[-1] < 0.97 * losses[0]
+
+    states = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    expected = train(model, optimizer, inputs, targets, 6)
+    resumed = reconstructed()
+    again = built(name, resumed)
+    resumed.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    assert train(resumed, again, inputs, targets, 6) == expected
+
+    before = plain_state_dict(model)
+    refresh(model, optimizer)
+    for key, value in plain_state_dict(model).items():
+        torch.testing.assert_close(value, before[key])
+
+
+def closure_of(model, optimizer):
+    inputs, targets = vectors()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def test_lbfgs_goes_on_with_its_history():
+    model = reconstructed()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
+    closure = closure_of(model, optimizer)
+    losses = [optimizer.step(closure).item() for _ in range(8)]
+    assert losses[-1] < 0.2 * losses[0]
+    state = optimizer.state[optimizer._params[0]]
+    pairs = list(zip(state["old_dirs"], state["old_stps"], strict=True))
+    products = [torch.dot(y, s) for y, s in pairs]
+    slopes = torch.dot(state["prev_flat_grad"], state["d"])
+    steps = [plain_step(model, s) for _, s in pairs]
+    old = model[0].parametrizations.weight[0].root.dense().clone()
+    with torch.no_grad():
+        for layer in (model[0], model[2], model[4]):  # as if quite other inputs had been seen
+            moment = layer.parametrizations.weight[0].information.second_moment
+            moment.add_(torch.diag_embed(torch.arange(1.0, len(moment) + 1)))
+    refresh(model, optimizer)
+    assert not torch.allclose(model[0].parametrizations.weight[0].root.dense(), old, rtol=0.05)
+    torch.testing.assert_close([torch.dot(y, s) for y, s in pairs], products)
+    torch.testing.assert_close(torch.dot(state["prev_flat_grad"], state["d"]), slopes)
+    for (_, s), step in zip(pairs, steps, strict=True):
+        torch.testing.assert_close(plain_step(model, s), step)
+
+
+def plain_step(model, flat):
+    """What a step in the parameters is in the plain network's weights."""
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        sizes = [parameter.numel() for parameter in moved.parameters()]
+        for parameter, part in zip(moved.parameters(), flat.split(sizes), strict=True):
+            parameter.add_(part.view_as(parameter))
+    before = plain_state_dict(model)
+    return torch.cat([(value - before[key]).flatten() for key, value in plain_state_dict(moved).items()])
+
+
+def test_a_checkpoint_after_a_closure_loses_no_statistics():
+    model = reconstructed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    closure = closure_of(model, optimizer)
+    for _ in range(5):
+        optimizer.step(closure)
+    states = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    expected = [optimizer.step(closure).item() for _ in range(6)]
+    resumed = reconstructed()
+    again = torch.optim.SGD(resumed.parameters(), lr=0.02, momentum=0.9)
+    resumed.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    closure = closure_of(resumed, again)
+    assert [again.step(closure).item() for _ in range(6)] == expected
