@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
@@ -123,6 +124,20 @@ def test_a_compiled_model_trains_as_an_eager_one(backend):
         losses.append(train(runs, optimizer, inputs, targets, 6))
         assert fisher_of(model[0]).refreshed_at == 5
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+def test_compilation_happens_once():
+    counter = CompileCounterWithBackend("eager")
+    model = reconstruct(perceptron(), rank=3, statistics_every=1, refresh_every=2)
+    optimizer = sgd(model)
+    torch._dynamo.reset()
+    runs, (inputs, targets) = torch.compile(model, backend=counter), vectors()
+    train(runs, optimizer, inputs, targets, 1)
+    compiled = counter.frame_count
+    assert 0 < compiled <= len(layers_of(model))  # what a layer observes happens between two graphs
+    train(runs, optimizer, inputs, targets, 10)
+    assert counter.frame_count == compiled
 
 
 def test_convolutions_in_channels_last():

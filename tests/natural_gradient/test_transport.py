@@ -148,3 +148,40 @@ def test_every_elementwise_optimizer_of_torch_runs_without_a_warning(name):
         warnings.simplefilter("error")
         losses = train(model, getattr(torch.optim, name)(model.parameters(), lr=0.01), inputs, targets, 12)
     assert losses[-1] < losses[0]
+
+
+class Lister(torch.optim.SGD):
+    """An optimizer that keeps a list of matrices for each parameter."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["bases"] = [torch.eye(len(parameter))]
+        return super().step(closure)
+
+
+def test_lists_of_tensors_are_unknown_as_well():
+    model, (inputs, targets) = reconstruct(nn.Sequential(nn.Linear(7, 3))), vectors()
+    optimizer = Lister(model.parameters(), lr=0.01)
+    train(model, optimizer, inputs, targets, 1)
+    with pytest.warns(UserWarning, match="Lister keeps bases, which refresh does not know how to carry"):
+        refresh(model, optimizer)
+
+
+class ScheduleFree(torch.optim.SGD):
+    """An optimizer that keeps another iterate beside the parameter, as schedule-free ones do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].setdefault("z", parameter.detach().clone())
+        return super().step(closure)
+
+
+def test_another_iterate_is_carried_as_a_value():
+    model, (inputs, targets) = reconstruct(nn.Sequential(nn.Linear(7, 3))), vectors()
+    optimizer = ScheduleFree(model.parameters(), lr=0.0)
+    train(model, optimizer, inputs, targets, 1)
+    refresh(model, optimizer)
+    for parameter in originals(model[0]):  # it was the parameter, and is again in the new coordinates
+        torch.testing.assert_close(optimizer.state[parameter]["z"], parameter.detach())

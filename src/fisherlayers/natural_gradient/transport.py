@@ -22,13 +22,22 @@ from fisherlayers.natural_gradient.sharding import writable
 
 __all__ = ["move"]
 
-# Buffers by the names that torch.optim gives them. Linear in the gradients:
-_GRADIENTS = frozenset({"momentum_buffer", "exp_avg", "grad_avg", "prev"})
-# Averages of the parameter itself (ASGD):
-_VALUES = frozenset({"ax"})
+# Buffers by the names that torch.optim and others give them. Linear in the gradients:
+_GRADIENTS = frozenset({
+    "momentum_buffer",
+    "exp_avg",
+    "grad_avg",
+    "prev",
+    "exp_avg_diff",  # Adan
+    "previous_grad",
+    "exp_avg_slow",  # AdEMAMix
+})
+# Averages and earlier values of the parameter itself (ASGD; schedule-free optimizers; look-ahead):
+_VALUES = frozenset({"ax", "z", "slow_buffer", "lookahead_params"})
 # Second moments and step sizes, coordinate by coordinate: they have no exact image and are kept as they are.
 _KEPT = frozenset({
     "exp_avg_sq",
+    "exp_avg_var",
     "max_exp_avg_sq",
     "square_avg",
     "acc_delta",
@@ -58,6 +67,8 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
             continue
         unknown = []
         for name, buffer in optimizer.state.get(weight, {}).items():
+            if isinstance(buffer, list | tuple) and any(isinstance(each, Tensor) for each in buffer):
+                unknown.append(name)
             if not isinstance(buffer, Tensor) or buffer.numel() <= 1 or name in _KEPT:
                 continue
             beside = [optimizer.state.get(bias, {}).get(name) for bias in biases]
