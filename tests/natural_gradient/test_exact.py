@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn import functional
 
+from fisherlayers.inverse_root import inverse_square_root
 from fisherlayers.natural_gradient import ExactNaturalGradient
 from fisherlayers.natural_gradient.exact import exact_information
 from fisherlayers.natural_gradient.scores import scores_of
@@ -182,6 +183,29 @@ def test_the_step_of_the_papers_network_solves_the_damped_system():
     ridge = 2.0 * trace / 76_570
     for name, piece in direction.items():
         torch.testing.assert_close(moved[name] + ridge * piece, gradient[name], rtol=1e-7, atol=1e-10)
+
+
+def test_descent_in_joint_coordinates_of_all_layers_is_the_exact_natural_gradient():
+    # w = S w' for all parameters together, S renewed at every step: the reconstruction that mode "exact" would be.
+    joint, model = small(), small()
+    optimizer = ExactNaturalGradient(model, lr=0.3, damping=0.1)
+    generator = torch.Generator().manual_seed(1)
+    names = [name for name, _ in joint.named_parameters()]
+    shapes = [parameter.shape for parameter in joint.parameters()]
+    w = nn.utils.parameters_to_vector(joint.parameters()).detach()
+    for _ in range(4):
+        inputs, targets = torch.randn(10, 4, generator=generator), torch.randint(0, 3, (10,), generator=generator)
+        nn.utils.vector_to_parameters(w, joint.parameters())
+        root = inverse_square_root(exact_information(joint, inputs), damping=0.1)
+        coordinates = torch.linalg.solve(root, w).requires_grad_()
+        pieces = torch.split(root @ coordinates, [shape.numel() for shape in shapes])
+        plain = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+        functional.cross_entropy(functional_call(joint, plain, (inputs,)), targets).backward()
+        w = root @ (coordinates.detach() - 0.3 * coordinates.grad)
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        torch.testing.assert_close(nn.utils.parameters_to_vector(model.parameters()), w)
 
 
 def test_training_batches_are_followed_and_evaluation_is_not():

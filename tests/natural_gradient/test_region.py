@@ -8,23 +8,14 @@ from torch import nn
 from torch.nn import functional
 
 from fisherlayers.natural_gradient import plain_state_dict, reconstruct
-from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.natural_gradient.parametrization import fisher_of, fisher_weights
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
+from natural_gradient.references_natural_gradient import unfolded
 
 OPTIMIZERS = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=3.0, momentum=0.9),
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.3),
 }
-
-
-def outputs_of(model, inputs):
-    """What each linear layer and convolution of a sequential model computes."""
-    found, layers = [], layers_of(model)
-    for module in model:
-        inputs = module(inputs)
-        if module in layers:
-            found.append(inputs.detach())
-    return found
 
 
 @pytest.mark.parametrize("mode", ["input", "kronecker"])
@@ -37,17 +28,13 @@ def test_a_step_that_is_too_long_changes_the_outputs_by_the_limit(make, data, op
     train(model, stepper, inputs, targets, 2)
     before = copy.deepcopy(model)
     train(model, stepper, inputs, targets, 1)
-    for module, layer in zip(before, model, strict=True):
-        if module in layers_of(before):
+    for old, new in zip(before, model, strict=True):
+        if old in layers_of(before):
             # Both read the same inputs, those that the statistics of the step come from.
-            old, new = module(inputs).detach(), layer(inputs).detach()
-            seen = inputs.square().mean() * inputs[0].numel() if isinstance(module, nn.Linear) else None
-            power = old.square().sum(1).mean() if isinstance(module, nn.Linear) else old.square().mean() * old.shape[1]
-            if seen is not None:
-                power = torch.maximum(power, old.shape[1] * seen / inputs.shape[1])
-            change = (new - old).square().sum(1).mean()
-            assert change.sqrt() < 0.2 * power.sqrt()
-        inputs = module(inputs).detach()
+            step = new(inputs).detach() - old(inputs).detach()
+            rows = inputs[None] if isinstance(old, nn.Linear) else unfolded(old, inputs)
+            assert step.square().mean() < 1.5 * 0.1**2 * rows.square().mean()
+        inputs = old(inputs).detach()
 
 
 def test_the_change_is_that_of_the_outputs_exactly_where_the_statistics_are_those_of_the_batch():
@@ -60,8 +47,8 @@ def test_the_change_is_that_of_the_outputs_exactly_where_the_statistics_are_thos
         optimizer.zero_grad()
         (model(inputs) - torch.ones(40, 5)).square().sum().backward()
         optimizer.step()
-        power = torch.maximum(before.square().sum(1).mean(), 5 * inputs.square().mean())
-        change = (model(inputs).detach() - before).square().sum(1).mean()
+        power = inputs.square().mean()
+        change = (model(inputs).detach() - before).square().mean()
         if step in (0, 1, 2):  # refreshed at these steps, from this very batch
             assert float(change / power) == pytest.approx(0.1**2)
 
@@ -100,7 +87,7 @@ def test_a_learning_rate_that_leads_nowhere_without_it_converges():
         losses = train(model, torch.optim.SGD(model.parameters(), lr=3.0, momentum=0.9), inputs, targets, 80)
         finals.append(losses[-1])
     without, with_region = finals
-    assert with_region < 0.1
+    assert with_region < 0.2
     assert not without < 0.5
 
 
@@ -120,6 +107,30 @@ def test_a_layer_of_zeros_can_leave_zero_and_a_step_that_is_not_finite_is_taken_
         parameter.grad.fill_(torch.nan)
     optimizer.step()
     torch.testing.assert_close(plain_state_dict(model), before)
+
+
+def test_every_kind_of_layer_keeps_to_it():
+    torch.manual_seed(0)
+    settings = {"trust_region": 0.03, "statistics_every": 1, "refresh_every": 2}
+    attention = reconstruct(nn.MultiheadAttention(8, 2, batch_first=True), mode="kronecker", **settings)
+    recurrent = reconstruct(nn.LSTM(8, 6), mode="kronecker", **settings)
+    transposed = reconstruct(nn.ConvTranspose2d(2, 4, 3, groups=2), mode="kronecker", **settings)
+    calls = {
+        attention: lambda: attention(torch.randn(4, 5, 8), *[torch.randn(4, 6, 8)] * 2)[0],  # a root for each block
+        recurrent: lambda: recurrent(torch.randn(4, 5, 8))[0],
+        transposed: lambda: transposed(torch.randn(4, 2, 6, 6)),
+    }
+    for model, call in calls.items():
+        optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+        for _ in range(6):
+            optimizer.zero_grad()
+            call().square().sum().backward()
+            optimizer.step()
+        loose = [p.abs().max() for fisher in fisher_weights(model) for p in [fisher.forward(fisher.weight)]]
+        assert max(loose) < 2.0
+        again = copy.deepcopy(model)
+        again.load_state_dict(model.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(again.buffers(), model.buffers(), strict=True))
 
 
 def test_it_adds_nothing_where_it_is_not_asked_for():

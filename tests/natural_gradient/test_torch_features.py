@@ -155,3 +155,20 @@ def test_tokens_are_positions_of_a_linear_layer():
     model(torch.randn(3, 5, 4))
     assert fisher_of(model).pending.number == 15
     assert len(layers_of(model)) == 1
+
+
+def test_autocast_trains_through_low_rank_roots_as_well():
+    torch.manual_seed(0)
+    inputs, targets, first = torch.randn(40, 120).float(), torch.randint(0, 3, (40,)), nn.Linear(120, 3).float()
+    finals = []
+    for enabled in (False, True):
+        model = reconstruct(copy.deepcopy(first), rank=8)
+        optimizer = sgd(model)
+        for _ in range(8):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                loss = functional.cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+        finals.append(loss.item())
+    assert finals[1] == pytest.approx(finals[0], rel=0.02)

@@ -106,8 +106,7 @@ def share_pending(fishers: Sequence[FisherWeight]) -> None:
 def _share(fishers: Sequence[FisherWeight], group: ProcessGroup) -> None:
     heads = []
     for fisher in fishers:
-        size = fisher.mean.shape[-1] + 1
-        last = fisher.mean.new_zeros(*fisher.mean.shape[:-1], size, dtype=torch.float64)
+        last = torch.zeros_like(fisher.information.second_moment[..., -1], dtype=torch.float64)
         if fisher.pending is not None:
             last = fisher.pending.sums[..., -1].to(torch.float64, copy=True)
             last[..., :-1] += last[..., -1:] * fisher.pending.origin.double()

@@ -9,6 +9,7 @@ from torch import nn
 
 from fisherlayers.natural_gradient.activations import Activation, activation_after, as_activation
 from fisherlayers.natural_gradient.attachment import Make
+from fisherlayers.natural_gradient.blocks import BlockWeight
 from fisherlayers.natural_gradient.diagonal import DiagonalWeight
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
 from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
@@ -66,7 +67,9 @@ def maker(
     *_, outputs, inputs = weight.layout.rows(getattr(*place_of(layer, weight.name))).shape
     if weight.diagonal:
         return functools.partial(DiagonalWeight, settings=settings._replace(trust=None))
-    settings = settings._replace(rank=_rank_of(inputs, rank))
+    if settings.block_size is not None and inputs > settings.block_size and _in_blocks(mode, rule, weight):
+        return functools.partial(BlockWeight, settings=settings._replace(trust=None))
+    settings = settings._replace(rank=_rank_of(inputs, rank), block_size=None)
     if mode == "kronecker" and isinstance(rule, ProductRule):
         return functools.partial(KroneckerWeight, settings=settings, rank=_rank_of(outputs, rank))
     if activation is not None and (compat or activation.name != "linear"):
@@ -136,6 +139,10 @@ def trust_of(mode: Mode, given: float | Literal["auto"] | None) -> float | None:
     if given is not None and not (isinstance(given, int | float) and given > 0):
         raise ValueError(f"trust_region must be a positive number, None or 'auto', got {given!r}")
     return given
+
+
+def _in_blocks(mode: Mode, rule: Rule, weight: Weight) -> bool:
+    return mode != "unit" and isinstance(rule, ProductRule) and weight.layout.groups == 1
 
 
 def _rank_of(size: int, rank: Rank) -> int | None:

@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     max_rows: int = 4096
     output_damping: float = 3.0
     trust: float | None = None
+    block_size: int | None = None
 
 
 class Reader(NamedTuple):
@@ -160,6 +161,9 @@ class FisherWeight(nn.Module):
         """
         self.readers.append(reader)
         self._centres |= reader.bias is not None
+
+    def _arranged(self, rows: Tensor) -> Tensor:
+        return rows
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return W = T W' S.
@@ -315,7 +319,7 @@ class FisherWeight(nn.Module):
         if rows.ndim == 2 and self.layout.groups > 1:
             rows = rows.expand(self.layout.groups, *rows.shape)
         index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
-        rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
+        rows = self._arranged((rows if index is None else rows[..., index, :]).to(self.mean.dtype))
         with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
@@ -347,7 +351,7 @@ class FisherWeight(nn.Module):
         """
         self.layout = self.layout._replace(groups=groups)
         self.information.batch_shape = (groups,)
-        for module in (self, self.information, self.root):
+        for module in (self, self.information, self.root, *(() if self.region is None else (self.region.spread,))):
             for name, buffer in module.named_buffers(recurse=False):
                 if name != "count":
                     setattr(module, name, buffer.expand(groups, *buffer.shape).clone())
@@ -415,7 +419,7 @@ class FisherWeight(nn.Module):
             self.split(len(mean))
         elif isinstance(mean, Tensor) and mean.ndim < self.mean.ndim:  # saved before the split
             for key, value in state_dict.items():
-                if key.startswith(prefix) and value.is_floating_point() and not key.endswith(".count"):
+                if key.startswith(prefix) and value.is_floating_point() and not key.endswith((".count", ".power")):
                     state_dict[key] = value.expand(self.layout.groups, *value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

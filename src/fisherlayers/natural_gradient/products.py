@@ -110,16 +110,22 @@ def _product(rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Ten
     return result
 
 
+# Autocast would round the products, and give a gradient of another type than the factors.
+_full_precision = torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+
+
 class _LowRankProduct(torch.autograd.Function):
     """rows (scale I + weighted basisᵀ), a symmetric matrix: the derivative is the same map."""
 
     @staticmethod
+    @_full_precision  # type: ignore[untyped-decorator]
     def forward(ctx: Any, rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
         return (rows @ weighted @ basis.mT).add_(rows, alpha=scale)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         return _product(gradient, basis, weighted, ctx.scale), None, None, None
@@ -129,6 +135,7 @@ class _ShiftedProduct(torch.autograd.Function):
     """The same, with a last column in basis and weighted, the shift: rows · shift is a second result."""
 
     @staticmethod
+    @_full_precision  # type: ignore[untyped-decorator]
     def forward(ctx: Any, rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
@@ -137,6 +144,7 @@ class _ShiftedProduct(torch.autograd.Function):
         return plain, products[:, -1].clone()
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, offset: Tensor) -> tuple[Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         products = torch.cat([gradient @ weighted[:, :-1], offset.unsqueeze(1)], 1)

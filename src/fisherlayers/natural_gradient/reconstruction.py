@@ -36,6 +36,7 @@ def reconstruct(
     refresh_every: int = 50,
     statistics_every: int = 25,
     rank: Rank = "auto",
+    block_size: int | None = None,
     include: Sequence[Selector] = ("*",),
     exclude: Sequence[Selector] = (),
 ) -> Model:
@@ -65,7 +66,7 @@ def reconstruct(
             2017), for the same kinds of layers, up to 2^28 numbers a layer.
         damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0.
         output_damping: The same for the covariance of the derivatives, in mode ``"kronecker"``; None for 3.
-        trust_region: How much a step may change a layer's outputs, relative to their size (root mean square); longer
+        trust_region: How much a step may change a layer's outputs, relative to its inputs (root mean squares); longer
             steps of any optimizer are shortened. None for no limit; ``"auto"`` is 0.03 in mode ``"kronecker"``.
         activations: In mode ``"unit"``, what follows a layer, by patterns of layer names: ``"relu"``, ``"leaky_relu"``,
             ``"elu"``, ``"sigmoid"``, ``"tanh"``, ``"linear"``, or a module of that kind; the first match counts. A
@@ -79,6 +80,9 @@ def reconstruct(
             observed step count, each by at most 4,096 rows (samples x positions).
         rank: Directions of the input that are treated one by one, the others alike; None for all of them (a dense
             root), ``"auto"`` for 31, or all where the layer has fewer than a hundred inputs.
+        block_size: Linear layers and convolutions with more inputs than this get a root in blocks of at most so many
+            inputs, each treated as a layer's input of its own, on the input side alone and without a trust region; not
+            in mode ``"unit"``. None for one root a layer, whose information takes D² numbers for D inputs.
         include: Patterns of module names, as ``fnmatch`` reads them, or classes of modules; only matching layers are
             reconstructed.
         exclude: The same, for layers that are left alone.
@@ -124,7 +128,17 @@ def reconstruct(
             raise ValueError(f"{name} must be a whole number of optimizer steps, at least 1, got {value!r}")
     if not (rank is None or rank == "auto" or (isinstance(rank, int) and rank >= 1)):
         raise ValueError(f"rank must be a whole number of at least 1, None (dense) or 'auto', got {rank!r}")
-    settings = Settings(damping, decay, refresh_every, statistics_every, None, trust=trust_of(mode, trust_region))
+    if not (block_size is None or (isinstance(block_size, int) and block_size >= 1)):
+        raise ValueError(f"block_size must be a whole number of inputs, at least 1, or None, got {block_size!r}")
+    settings = Settings(
+        damping,
+        decay,
+        refresh_every,
+        statistics_every,
+        None,
+        trust=trust_of(mode, trust_region),
+        block_size=block_size,
+    )
     if output_damping is not None:
         settings = settings._replace(output_damping=output_damping)
     choices = chosen_layers(model, include, exclude)

@@ -21,10 +21,10 @@ __all__ = ["TrustRegion", "limit_steps"]
 
 
 class TrustRegion(nn.Module):
-    """Bounds a step by what it does to the layer's outputs: E|Δo|² ≤ ρ² E|o|².
+    """Bounds a step by what it does to the layer's outputs: E|Δo|² ≤ ρ² N/D E|x|².
 
-    E|o|² is taken at each refresh, and at least that of a layer that hands on the power of its input: one that starts
-    at zero can leave it.
+    The right side is the power of N outputs with the mean square of the D inputs. A layer that starts at zero can leave
+    it, and one whose outputs have grown takes no longer steps for it: relative to E|o|², steps could grow without end.
 
     Args:
         root: S of the local Fisher layer; gives the structure.
@@ -43,10 +43,10 @@ class TrustRegion(nn.Module):
 
     @torch.no_grad()
     def measure(self, fisher: FisherWeight) -> None:
-        """Take the power of the layer's outputs and the covariance of its whitened input from the statistics.
+        """Take the power of the layer's input and the covariance of its whitened input from the statistics.
 
         Args:
-            fisher: With the coordinates and the weight that are in use from now on.
+            fisher: With the coordinates that are in use from now on.
         """
         moment = fisher.information.value().double()
         first, origin = moment[..., -1, :-1], fisher.origin.double()
@@ -55,9 +55,8 @@ class TrustRegion(nn.Module):
         for mine, new in zip(self.spread.buffers(), whitened(fisher.root, covariance).buffers(), strict=True):
             mine.copy_(new)
         inputs = moment[..., :-1, :-1].diagonal(dim1=-2, dim2=-1) + 2 * origin * first + origin.square()
-        rows = fisher.layout.rows(fisher.weight)
-        through = rows.shape[-2] * inputs.mean(-1).sum()
-        self.power.copy_(torch.maximum(through, self._outputs(fisher, [p.detach() for p in _parts(fisher)]).double()))
+        outputs = fisher.layout.rows(fisher.weight).shape[-2]
+        self.power.copy_(outputs * inputs.mean(-1).sum())
 
     def begin(self, fisher: FisherWeight) -> None:
         """Remember where a step starts.
@@ -68,7 +67,7 @@ class TrustRegion(nn.Module):
         self._before = [part.detach().clone() for part in _parts(fisher)] if float(self.power) > 0 else None
 
     def change(self, fisher: FisherWeight) -> Tensor | None:
-        """Return E|Δo|² / E|o|² of the step since ``begin``.
+        """Return E|Δo|² of the step since ``begin``, over N/D E|x|².
 
         Args:
             fisher: The local Fisher layer.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
-from fisherlayers.layer import DenseRoot, DiagonalRoot, LowRankRoot, Root
+from fisherlayers.layer import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 
 __all__ = ["input_coordinates", "plain_coordinates"]
@@ -111,6 +111,10 @@ def _identity(root: Root) -> Root:
         return LowRankRoot(LowRank(torch.ones_like(root.scale), root.basis, torch.ones_like(root.gains)))
     if isinstance(root, DiagonalRoot):
         return DiagonalRoot(torch.ones_like(root.gains))
+    if isinstance(root, BlockRoot):
+        return BlockRoot(
+            torch.eye(root.matrices.shape[-1]).to(root.matrices).repeat(len(root.matrices), 1, 1), root.num_features
+        )
     return DenseRoot(torch.eye(root.dense().shape[-1]).to(root.dense()).expand_as(root.dense()).clone())
 
 

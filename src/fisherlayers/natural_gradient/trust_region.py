@@ -5,8 +5,8 @@ a step Δ of its homogeneous weight [W b] this is ½ tr(Bᵀ Δ A Δᵀ).
 
 B needs derivatives of one sample's log-likelihood, which a training loop need not give: its loss may be a mean, a sum,
 or scaled. The trust region that ``reconstruct`` keeps is therefore measured where the scale is known, in the layer's
-outputs o = W x + b: a step may change them by E|Δo|² ≤ ρ² E|o|². In the coordinates of a Fisher layer, with V = S C S
-the covariance of the whitened input S (x - μ), Δo = T (ΔW' S (x - μ) + Δd) has
+N outputs o = W x + b of D inputs: a step may change them by E|Δo|² ≤ ρ² N/D E|x|². In the coordinates of a Fisher
+layer, with V = S C S the covariance of the whitened input S (x - μ), Δo = T (ΔW' S (x - μ) + Δd) has
 
     E|Δo|² = tr(Y V Yᵀ) + |T Δd|²,   Y = T ΔW',
 
@@ -48,11 +48,11 @@ def whitened(root: Root, covariance: Tensor) -> Root:
 
 
 def change_power(weight: Tensor, bias: Tensor | None, spread: Root) -> Tensor:
-    """Return E|o|² of outputs o = Y S (x - μ) + y: of a step, or of a layer.
+    """Return E|Δo|² of a step Δo = Y S (x - μ) + y.
 
     Args:
-        weight: Y, T times W' or a change of it, (..., out, D).
-        bias: y, T times d or a change of it, (..., out); None is zero.
+        weight: Y, T times the step of W', (..., out, D).
+        bias: y, T times the step of d, (..., out); None is zero.
         spread: V, as ``whitened`` returns it.
 
     Returns:
