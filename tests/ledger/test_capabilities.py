@@ -5,15 +5,11 @@ import torch
 from benchmarks.capability_checks import CHECKS, NeedsPickle, Untouched, outcome
 from benchmarks.capability_contenders import CONTROL, OURS, Contender
 
-PENDING = {"saved_model"}
-
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside torch.compile, autocast and checkpointing
 @pytest.mark.parametrize("contender", [CONTROL, *OURS], ids=lambda contender: contender.name)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_ours_is_able_to(check, contender):
-    if contender is not CONTROL and check.__name__ in PENDING:
-        pytest.xfail("a model with parametrizations cannot be pickled yet")
     check(contender)
 
 
