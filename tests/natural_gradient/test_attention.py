@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_of, fisher_weights
@@ -223,3 +225,47 @@ def test_extra_biases_are_left_alone():
     losses = train(lambda: ours(x, x, x)[0], ours)
     assert losses[-1] < losses[0]
     assert list(plain_state_dict(ours)) == list(attention(add_bias_kv=True).state_dict())
+
+
+def test_gradients_of_single_samples_by_vmap():
+    model, x = reconstruct(attention(), **SETTINGS), tokens()
+    train(lambda: model(x, x, x)[0], model, 4)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters, sample):
+        sample = sample[None]
+        return functional_call(model, parameters, (sample, sample, sample))[0].square().mean()
+
+    each = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for index in range(BATCH):
+        model.zero_grad()
+        sample = x[index : index + 1]
+        model(sample, sample, sample)[0].square().mean().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(each[name][index], parameter.grad)
+
+
+def test_a_bfloat16_input_under_autocast_is_observed():
+    model, x = reconstruct(attention().float(), **SETTINGS), tokens().bfloat16()
+    optimizer = sgd(model)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(x, x, x)[0]
+        optimizer.zero_grad()
+        outputs.float().square().mean().backward()
+        optimizer.step()
+    fisher = fisher_of(model, "in_proj_weight")
+    torch.testing.assert_close(fisher.mean, x.float().flatten(0, 1).mean(0))
+    assert all(fisher.refreshed_at == 1 for fisher in fisher_weights(model))
+
+
+def test_a_checkpointed_pass_leaves_no_weight_behind():
+    model, x = reconstruct(nn.TransformerEncoderLayer(E, HEADS, 16, dropout=0.0, batch_first=True)), tokens()
+    expected = model(x).detach()
+    outputs = checkpoint(model, x, use_reentrant=False)
+    torch.testing.assert_close(outputs, expected)
+    outputs.square().mean().backward()
+    first = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x).square().mean().backward()
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], first)

@@ -310,3 +310,27 @@ def test_resumes_exactly_and_folds(kind):
     fresh = reconstruct(made(kind, num_layers=2, bidirectional=True), **SETTINGS)
     fresh.load_state_dict(exported)
     torch.testing.assert_close(fresh(x)[0], before)
+
+
+def test_functional_call_uses_the_given_weights():
+    model, x = reconstruct(made("LSTM", num_layers=2), **SETTINGS), sequence()
+    train(lambda: model(x)[0], model, torch.randn(TIME, BATCH, H), 4)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    found, _ = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+    torch.testing.assert_close(found, other(x)[0])
+    assert not torch.allclose(found, model(x)[0])
+
+
+def test_a_weight_is_computed_once_a_pass():
+    model, x = reconstruct(made("LSTM"), **SETTINGS, rank=2), sequence()
+    fisher, computed = fisher_of(model, "weight_ih_l0"), []
+    compute = fisher._plain
+    fisher._plain = lambda weight: computed.append(weight) or compute(weight)
+    model.eval()(x)
+    assert len(computed) == 1
+    model(x)
+    assert len(computed) == 2
+    assert fisher._kept is None
