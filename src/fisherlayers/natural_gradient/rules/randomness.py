@@ -13,14 +13,12 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
     """Put the random state back afterwards, so that what is drawn inside is drawn again next.
 
     Args:
-        device: Where the numbers are drawn, besides the CPU.
+        device: Where the numbers are drawn, besides the CPU: a CUDA or XPU device. Others have no state that torch can
+            fork; there the run goes on with other numbers.
 
     Yields:
         Nothing.
     """
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            yield
-    else:
-        with torch.random.fork_rng(devices=[device], device_type=device.type):
-            yield
+    devices = [device] if device.type in {"cuda", "xpu"} else []
+    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        yield
