@@ -7,7 +7,15 @@ from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.layer import DenseRoot, LowRankRoot
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.natural_gradient.parametrization import originals
-from fisherlayers.natural_gradient.products import fusible, multiply, multiply_and_shift, shifted_factors, solve
+from fisherlayers.natural_gradient.products import (
+    exchange_gradient,
+    exchange_value,
+    fusible,
+    multiply,
+    multiply_and_shift,
+    shifted_factors,
+    solve,
+)
 from natural_gradient.cases_natural_gradient import perceptron, train, vectors
 
 N, D, R = 5, 7, 3
@@ -41,6 +49,21 @@ def test_the_product_with_the_shift_comes_along():
 def test_products_can_be_differentiated_twice():
     root, rows = low_rank().double(), torch.randn(N, D, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda rows: multiply(root, rows).sin(), rows)
+
+
+@pytest.mark.parametrize("rank", [1, 3, D])
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_exchange_of_roots_leaves_one_and_enters_the_other(rank, fused):
+    new = LowRankRoot(LowRank(torch.tensor(1.9), random_basis(D, rank, seed=1), torch.linspace(0.1, 3, rank))).double()
+    old = low_rank().double() if fused else DenseRoot(torch.eye(D) + 0.1)
+    rows, column, vector = torch.randn(N, D), torch.randn(N), torch.randn(D)
+    moved, offset = exchange_value(rows, old, new, vector)
+    torch.testing.assert_close(moved @ new.dense(), rows @ old.dense())
+    torch.testing.assert_close(offset, rows @ old.dense() @ vector)
+    plain = rows @ torch.linalg.inv(old.dense())
+    torch.testing.assert_close(exchange_gradient(rows, old, new, None, vector), plain @ new.dense())
+    expected = (plain + torch.outer(column, vector)) @ new.dense()
+    torch.testing.assert_close(exchange_gradient(rows, old, new, column, vector), expected)
 
 
 def test_groups_and_other_dtypes_take_the_general_way():

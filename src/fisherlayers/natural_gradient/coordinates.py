@@ -18,11 +18,10 @@ is a layer without bias, or one whose bias is not trained: then the mean must be
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fisherlayers.layer import Root
-from fisherlayers.natural_gradient.products import multiply, solve
+from fisherlayers.natural_gradient.products import exchange_gradient, exchange_value, multiply, solve
 
 __all__ = [
     "Coordinates",
@@ -131,11 +130,9 @@ def change_value(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coo
     Returns:
         (W', d) in the new coordinates.
     """
-    plain = unmixed(new.output, mixed(old.output, multiply(old.root, weight)))
-    moved = solve(new.root, plain)
-    if bias is None:
-        return moved, None
-    return moved, exchanged_value(bias, old.output, new.output) + _times(plain, new.mean - old.mean)
+    moved, shift = exchange_value(weight, old.root, new.root, new.mean - old.mean)
+    moved = unmixed(new.output, mixed(old.output, moved))
+    return moved, None if bias is None else exchanged_value(bias + shift, old.output, new.output)
 
 
 def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: Coordinates) -> Rows:
@@ -150,11 +147,9 @@ def change_gradient(weight: Tensor, bias: Tensor | None, old: Coordinates, new: 
     Returns:
         (G', g) in the new coordinates.
     """
-    plain = solve(old.root, weight)  # without g μᵀ of the old mean, which the new mean's replaces
-    if bias is not None:
-        plain = torch.addcmul(plain, bias.unsqueeze(-1), (old.mean - new.mean).unsqueeze(-2))
-        bias = exchanged_gradient(bias, old.output, new.output)
-    return mixed(new.output, unmixed(old.output, multiply(new.root, plain))), bias
+    moved = exchange_gradient(weight, old.root, new.root, bias, old.mean - new.mean)
+    moved = mixed(new.output, unmixed(old.output, moved))
+    return moved, None if bias is None else exchanged_gradient(bias, old.output, new.output)
 
 
 def mixed(output: Root | None, rows: Tensor) -> Tensor:

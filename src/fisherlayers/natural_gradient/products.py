@@ -12,7 +12,16 @@ from torch import Tensor
 
 from fisherlayers.layer import LowRankRoot, Root
 
-__all__ = ["Factors", "fusible", "multiply", "multiply_and_shift", "shifted_factors", "solve"]
+__all__ = [
+    "Factors",
+    "exchange_gradient",
+    "exchange_value",
+    "fusible",
+    "multiply",
+    "multiply_and_shift",
+    "shifted_factors",
+    "solve",
+]
 
 
 def multiply(root: Root, rows: Tensor) -> Tensor:
@@ -81,6 +90,62 @@ def solve(root: Root, rows: Tensor) -> Tensor:
         scale = 1 / root.scale
         return _product(rows, root.basis, root.basis * (1 / root.gains - scale), scale.item())
     return root.solve(rows)
+
+
+def exchange_value(rows: Tensor, old: Root, new: Root, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows S_old S_new^(-1) and rows S_old · vector.
+
+    Args:
+        rows: (..., N, D).
+        old: S_old.
+        new: S_new.
+        vector: (..., D).
+
+    Returns:
+        (..., N, D) and (..., N).
+    """
+    if not (fusible(old, rows) and fusible(new, rows)):
+        plain = multiply(old, rows)
+        return solve(new, plain), (plain @ vector.unsqueeze(-1)).squeeze(-1)
+    left, right, scale = _composed(old.basis, old.gains, old.scale, new.basis, 1 / new.gains, 1 / new.scale)
+    products = rows @ torch.cat([left, old.multiply(vector.unsqueeze(0)).mT], 1)
+    return (products[:, :-1] @ right).add_(rows, alpha=scale), products[:, -1].clone()
+
+
+def exchange_gradient(rows: Tensor, old: Root, new: Root, column: Tensor | None, vector: Tensor) -> Tensor:
+    """Return (rows S_old^(-1) + column vectorᵀ) S_new.
+
+    Args:
+        rows: (..., N, D).
+        old: S_old.
+        new: S_new.
+        column: (..., N), or None for zeros.
+        vector: (..., D).
+
+    Returns:
+        (..., N, D).
+    """
+    if not (fusible(old, rows) and fusible(new, rows)):
+        plain = solve(old, rows)
+        if column is not None:
+            plain = torch.addcmul(plain, column.unsqueeze(-1), vector.unsqueeze(-2))
+        return multiply(new, plain)
+    left, right, scale = _composed(old.basis, 1 / old.gains, 1 / old.scale, new.basis, new.gains, new.scale)
+    products = rows @ left
+    if column is not None:
+        products = torch.cat([products, column.unsqueeze(1)], 1)
+        right = torch.cat([right, new.multiply(vector.unsqueeze(0))])
+    return (products @ right).add_(rows, alpha=scale)
+
+
+def _composed(
+    first: Tensor, gains: Tensor, scale: Tensor, second: Tensor, more_gains: Tensor, more_scale: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    # left right + scale I, the product of U diag(gains - scale) Uᵀ + scale I and the same of the second basis.
+    one, other = (gains - scale).unsqueeze(1), (more_gains - more_scale).unsqueeze(1)
+    ending = other * second.mT
+    right = torch.cat([one * (more_scale * first.mT + (first.mT @ second) @ ending), scale * ending])
+    return torch.cat([first, second], 1), right, (scale * more_scale).item()
 
 
 def fusible(root: Root, rows: Tensor) -> TypeGuard[LowRankRoot]:
