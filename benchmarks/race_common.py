@@ -11,8 +11,10 @@ with dear steps take fewer (in the search, where half of the seconds would be to
 Target: the validation loss with which AdamW's full run of the same seed ends. Steps and seconds until an evaluation is
 as low, over AdamW's own, median over the seeds; a method is judged on the horizon on which it arrives soonest. Seeds
 that never arrive are counted; where most do not, the ratio is null. Figures named "training loss" take that instead.
-"Ours" and "best peer" are each the best of their side, found on the same runs. Seconds are CPU seconds of training
-steps on one thread, contenders in turn, evaluation excluded; a step's preconditioner updates count where they happen.
+"Ours" and "best peer" are each the best of their side, found on the same runs; "steps over best peer" is for the base
+optimizer of our soonest, or where no rival of that base arrives, the worst of the others. Seconds are CPU seconds of
+training steps on one thread, contenders in turn, evaluation excluded; a step's preconditioner updates count where they
+happen.
 """
 
 import argparse
@@ -136,7 +138,8 @@ def _arrivals(contest: Contest, table: dict[str, Standing], suffix: str) -> list
         _ratio(f"seconds over best peer{suffix}", first.seconds_ratio / rival.seconds_ratio, (), seeds),
     ]
     by_base = {base: _same_base(table, base) for base in OURS if f"{base} reconstructed" in table}
-    headline = by_base[first.method.removesuffix(" reconstructed")]
+    by_base = {base: value for base, value in by_base.items() if value > 0}  # where a rival arrives
+    headline = by_base.get(first.method.removesuffix(" reconstructed"), max(by_base.values()))
     found.append(_ratio(f"steps over best peer{suffix}", headline, (), seeds))
     found += [_ratio(f"steps over best peer, {base}{suffix}", value, (), seeds) for base, value in by_base.items()]
     for entry in table.values():
@@ -149,7 +152,7 @@ def _arrivals(contest: Contest, table: dict[str, Standing], suffix: str) -> list
 
 
 def _same_base(table: dict[str, Standing], base: str) -> float:
-    """Return the reconstructed base's steps over those of the best peer that steps by the same base optimizer."""
+    """Return the reconstructed base's steps over those of the best peer of the same base; 0 where none arrives."""
     rivals = [table[name].steps_ratio for name in PEERS if name in table and base in {name, CONTENDERS[name].builds_on}]
     own = table[f"{base} reconstructed"].steps_ratio
     return math.inf if math.isinf(own) else own / min(rivals)

@@ -198,9 +198,9 @@ class Organizer:
 
 
 def effective_options(method: Method) -> dict[str, Any]:
-    """Return the arguments of `reconstruct` that a method uses, defaults included; none for a plain method."""
+    """Return the arguments of `reconstruct` that a method uses, defaults but None included; none for a plain method."""
     if not method.reconstructed:
         return {}
     parameters = inspect.signature(reconstruct).parameters.values()
     defaults = {found.name: found.default for found in parameters if found.default is not inspect.Parameter.empty}
-    return {name: repr(value) for name, value in {**defaults, **method.options}.items()}
+    return {name: repr(value) for name, value in {**defaults, **method.options}.items() if value is not None}
