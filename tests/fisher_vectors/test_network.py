@@ -131,6 +131,7 @@ def test_colour_stream():
     colour = [np.stack([image, image[::-1], 1 - image], axis=-1) for image in images]
     network, _, prepared = fitted(SETTINGS, [*colour[:10], *images[10:]], labels)
     assert network.color is not None
+    assert network.has_color
     (batch,) = prepared.batches(indices=[3])
     pixels = prepared.load(batch)
     grids = network.color.prepare(LocalColorStatistics(bin_sizes=(3, 4), step=3)(pixels))
@@ -171,6 +172,7 @@ def test_statistics_of_grey_images_take_their_weight():
     tail = network.color.num_outputs
     torch.testing.assert_close(encoding[:, -tail:].norm(dim=1), torch.full((len(batch),), (0.5 / 2.5) ** 0.5))
     torch.testing.assert_close(encoding.norm(dim=1), torch.ones(len(batch)))
+    assert not network.has_color
     statistics = LocalColorStatistics(bin_sizes=(3, 4), step=3)(batch.expand(-1, 3, -1, -1))
     expected = network.color.encode(network.color.prepare(statistics))
     torch.testing.assert_close(encoding[:, -tail:], expected * (0.5 / 2.5) ** 0.5)
@@ -189,6 +191,7 @@ def test_raw_patches_are_a_stream_of_their_own(channels):
     rows = append_positions((grid.descriptors - stage.components.mean) @ stage.components.basis, grid.positions)
     expected = l2_normalize(signed_power(fisher_vectors(stage.mixture, rows.flatten(1, 2)))) / 2**0.5
     assert len(stage.components.mean) == channels * 16
+    assert network.has_color == (channels == 3)
     torch.testing.assert_close(network.encode(batch)[:, network.stages[0].num_outputs :], expected)
 
 

@@ -140,7 +140,7 @@ class Exports:
         """
         check_is_fitted(self)
         settings = self.network_.settings
-        channels = channels if channels is not None else 1 if self.network_.color is None else 3
+        channels = channels if channels is not None else 3 if self.network_.has_color else 1
         if channels not in {1, 3}:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         height, width = image_size

@@ -248,6 +248,14 @@ class FisherNetwork:
         """Length of an image's encoding."""
         return sum(stage.num_outputs for stage in (*self.stages, self.color, self.patches) if stage is not None)
 
+    @property
+    def has_color(self) -> bool:
+        """Whether colour was used: three equal channels have equal means."""
+        if self.color is None:
+            return self.patches is not None and len(self.patches.components.mean) == 3 * self.settings.patch_side**2
+        means = self.color.components.mean.reshape(-1, 3)
+        return not torch.allclose(means, means[:, :1].expand(-1, 3), rtol=1e-4, atol=1e-6)
+
     def to(self, device: torch.device | str) -> FisherNetwork:
         """Return the network on another device.
 
