@@ -8,16 +8,19 @@ VLFeat's pipeline uses its binding for SIFT (exact Gaussian window), mixture and
 because the binding refuses a start of its own making; that time counts for it as for us. scikit-image has no dense
 SIFT: its pipeline gets the same descriptors from VLFeat, the exact ones for the figure and the fast ones for a figure
 beside it, then `learn_gmm` and `fisher_vector` in float32. Peers keep their descriptors between training and encoding;
-ours computes them twice, since it holds none. The SVM of the peers is scikit-learn's LinearSVC.
+ours computes them twice, since it holds none. Flat descriptors are left out of the peers' samples: VLFeat's EM ends in
+NaN with them. The SVM of the peers is scikit-learn's LinearSVC. Peers that the result file has already are kept, so that
+they can be measured one by one, each with its own run of ours.
 """
 
 import argparse
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import skimage.data
@@ -33,7 +36,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from benchmarks.common import Figure, command_line, interleaved, write_results
+from benchmarks.common import Figure, command_line, current_commit, interleaved, read_results, write_results
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.fisher_vectors.descriptors import grid_axis
 from fisherlayers.fisher_vectors.encoding import fisher_vectors
@@ -45,6 +48,7 @@ SIDE, BINS, STEP = 256, (4, 6, 8, 10), 4
 COMPONENTS, DIMENSIONS, SAMPLE, ITERATIONS = 256, 64, 50_000, 10
 TRAIN, TEST = 4, 2
 GEMM_SIZE, ENCODED = 1536, 10_000
+PEERS = ["VLFeat exact", "scikit-image", "VLFeat fast", "scikit-image with VLFeat fast"]
 
 
 def crops(each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +117,7 @@ def peer(
     rng = np.random.default_rng(0)
     each = -(-SAMPLE // len(images))
     sample = np.concatenate([rows[rng.permutation(len(rows))[:each]] for rows in descriptors])
+    sample = sample[sample.any(axis=1)]
     pca = PCA(DIMENSIONS).fit(sample)
     fitted = mixture(np.ascontiguousarray(pca.transform(sample), dtype=np.float32))
     stage("PCA and mixture")
@@ -172,61 +177,66 @@ def share_of_gemm_peak(rounds: int) -> tuple[float, tuple[float, float], dict[st
     return value, (min(value, *shares), max(value, *shares)), rates
 
 
+def against(
+    name: str, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], rounds: int
+) -> dict[str, Any]:
+    """Time one peer and ours, round by round."""
+    exact = not name.endswith("fast")
+    if name.startswith("VLFeat"):
+        options = {"mixture": vlfeat_mixture, "encode": lambda rows, parts: fisher(rows, *parts, improved=True)}
+    else:
+        options = {
+            "mixture": scikit_image_mixture,
+            "encode": lambda rows, fitted: fisher_vector(rows, fitted, improved=True),
+        }
+    seconds: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
+
+    def theirs() -> None:
+        accuracies[name] = peer(train, test, seconds, fast=not exact, **options)
+
+    def mine() -> None:
+        accuracies["ours"] = ours(train, test)
+
+    timings = interleaved({name: theirs, "ours": mine}, rounds=rounds, warmup=0)
+    return {
+        "images": {"train": len(train[0]), "test": len(test[0]), "side": SIDE},
+        "CPU seconds": {who: [round(second, 2) for second in timing.cpu] for who, timing in timings.items()},
+        "CPU seconds a stage, mean round": {stage: round(total / rounds, 2) for stage, total in seconds.items()},
+        "accuracy": accuracies,
+    }
+
+
 def main() -> None:
     """Measure, print and write benchmarks/results/pipeline_speed.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="timed rounds of the pipelines")
+    parser.add_argument("--rounds", type=int, default=1, help="timed rounds of the pipelines")
+    parser.add_argument("--train", type=int, default=4, help="training images of each of the eight photographs")
+    parser.add_argument("--test", type=int, default=2, help="test images of each")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     arguments = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
         parser.error("set OMP_NUM_THREADS=1: VLFeat reads it when it is loaded, and the claim is for one thread")
     torch.set_num_threads(1)
+    former = read_results("pipeline_speed")
+    figures = {} if former is None else {entry["name"]: Figure(**entry) for entry in former["figures"]}
+    runs = {} if former is None else former["details"]["runs"]
     share, spread, rates = share_of_gemm_peak(41)
-    print(f"encoding: {share:.0f} % of the GEMM peak {spread}, {rates}", flush=True)
+    figures["share of GEMM peak"] = Figure("share of GEMM peak", share, "%", spread)
+    runs["share of GEMM peak"] = {"GFLOP/s": rates, "commit": current_commit()}
 
-    train, test = crops(TRAIN, 0), crops(TEST, 1)
-    vlfeat = {"mixture": vlfeat_mixture, "encode": lambda rows, parts: fisher(rows, *parts, improved=True)}
-    scikit = {
-        "mixture": scikit_image_mixture,
-        "encode": lambda rows, fitted: fisher_vector(rows, fitted, improved=True),
-    }
-    contenders = {
-        "VLFeat exact": {"fast": False, **vlfeat},
-        "VLFeat fast": {"fast": True, **vlfeat},
-        "scikit-image": {"fast": False, **scikit},
-        "scikit-image, VLFeat's fast descriptors": {"fast": True, **scikit},
-    }
-    seconds: dict[str, dict[str, float]] = {name: {} for name in contenders}
-    accuracies: dict[str, float] = {}
-
-    def run(name: str, function: Callable[[], float]) -> None:
-        accuracies[name] = function()
-
-    calls = {
-        name: partial(run, name, partial(peer, train, test, seconds[name], **options))
-        for name, options in contenders.items()
-    }
-    calls["ours"] = partial(run, "ours", partial(ours, train, test))
-    timings = interleaved(calls, rounds=arguments.rounds, warmup=0)
-
-    figures = [Figure("share of GEMM peak", share, "%", spread)]
-    for name in contenders:
-        ratios = [a / b for a, b in zip(timings[name].cpu, timings["ours"].cpu, strict=True)]
-        value = timings[name].summary("median", "cpu") / timings["ours"].summary("median", "cpu")
-        figures.append(Figure(f"times faster than {name}", value, "x", (min(value, *ratios), max(value, *ratios))))
-    details = {
-        "images": {"train": len(train[0]), "test": len(test[0]), "side": SIDE},
-        "CPU seconds": {name: [round(second, 2) for second in timing.cpu] for name, timing in timings.items()},
-        "CPU seconds a stage, mean round": {
-            name: {stage: round(total / arguments.rounds, 2) for stage, total in stages.items()}
-            for name, stages in seconds.items()
-        },
-        "accuracy": accuracies,
-        "GFLOP/s": rates,
-    }
-    for figure in figures:
+    train, test = crops(arguments.train, 0), crops(arguments.test, 1)
+    for name in arguments.peers:
+        run = against(name, train, test, arguments.rounds)
+        ratios = [a / b for a, b in zip(run["CPU seconds"][name], run["CPU seconds"]["ours"], strict=True)]
+        title = f"times faster than {name}"
+        figures[title] = Figure(title, statistics.median(ratios), "x", (min(ratios), max(ratios)))
+        runs[name] = run | {"commit": current_commit()}
+        print(name, run, flush=True)
+    for figure in figures.values():
         print(f"{figure.name}: {figure.value:.2f} {figure.unit} {figure.spread}")
-    print(details)
-    write_results("pipeline_speed", figures, command=f"OMP_NUM_THREADS=1 {command_line()}", threads=1, details=details)
+    command = f"OMP_NUM_THREADS=1 {command_line()}"
+    write_results("pipeline_speed", list(figures.values()), command=command, threads=1, details={"runs": runs})
 
 
 if __name__ == "__main__":
