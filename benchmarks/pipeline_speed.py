@@ -9,8 +9,8 @@ because the binding refuses a start of its own making; that time counts for it a
 SIFT: its pipeline gets the same descriptors from VLFeat, the exact ones for the figure and the fast ones for a figure
 beside it, then `learn_gmm` and `fisher_vector` in float32. Peers keep their descriptors between training and encoding;
 ours computes them twice, since it holds none. Flat descriptors are left out of the peers' samples: VLFeat's EM ends in
-NaN with them. The SVM of the peers is scikit-learn's LinearSVC. Peers that the result file has already are kept, so that
-they can be measured one by one, each with its own run of ours.
+NaN with them. The SVM of the peers is scikit-learn's LinearSVC. Peers that the result file has already are kept: they
+can be measured one by one, each with its own run of ours.
 """
 
 import argparse
@@ -92,7 +92,9 @@ def scikit_image_mixture(rows: np.ndarray) -> object:
     """scikit-image's mixture, in float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return learn_gmm(rows, n_modes=COMPONENTS, gm_args={"max_iter": ITERATIONS, "random_state": 0})
+        return learn_gmm(
+            rows, n_modes=COMPONENTS, gm_args={"covariance_type": "diag", "max_iter": ITERATIONS, "random_state": 0}
+        )
 
 
 def peer(

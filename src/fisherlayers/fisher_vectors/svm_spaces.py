@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 # Blocks in which fewer rows count are gathered before they are multiplied.
 _DENSE_SHARE = 0.6
 # A block of the rows of which a Gram matrix is made: large, for the product's sake, but no burden on the memory.
-_GRAM_BLOCK_BYTES = 128 * 2**20
+_GRAM_BLOCK_BYTES = 64 * 2**20
 
 
 class WeightSpace(ABC):
