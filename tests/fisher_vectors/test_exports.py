@@ -43,6 +43,18 @@ def test_onnxruntime_gives_the_same_scores(fitted, tmp_path):
     assert float(metadata["temperature"]) == model.temperature_
 
 
+def test_an_export_leaves_the_estimator_as_it_was():
+    images, labels = textures(2)
+    model = DeepFisherNetwork(depth=1, **(SMALL | {"patch_side": 0})).fit(images, labels)
+    # A size whose constants nobody has made yet.
+    batch = torch.rand(2, 1, 31, 35)
+    module = model.to_module().eval().requires_grad_(False)
+    program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    expected = model.decision_function(list(batch[:, 0].numpy()))
+    np.testing.assert_allclose(program(batch), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(module(batch), expected, rtol=0, atol=1e-4)
+
+
 def test_bad_arguments(fitted):
     model, _ = fitted
     with pytest.raises(ValueError, match="image_size must have 1 to 100000 pixels"):

@@ -9,7 +9,6 @@ and memory grow linearly with the axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from math import ceil, exp
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fisherlayers.fisher_vectors.constants import constant
 
 __all__ = [
     "AxisBlock",
@@ -81,7 +82,7 @@ def axis_filter(
     return tuple(blocks)
 
 
-@lru_cache(maxsize=256)
+@constant
 def gaussian_filter_matrix(
     length: int, deviation: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[AxisBlock, ...]:

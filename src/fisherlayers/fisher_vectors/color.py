@@ -11,7 +11,7 @@ The elements are ordered t + 6 (x + 4 y), t counting mean R, G, B, then standard
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.axis_filter import AxisBlock, axis_filter, chunks_of_images, filter_bands
+from fisherlayers.fisher_vectors.constants import constant
 from fisherlayers.fisher_vectors.descriptors import (
     NUM_BINS,
     Configurable,
@@ -95,7 +96,7 @@ def _in_order(statistics: Tensor) -> Tensor:
     return statistics.reshape(rows, bins, batch, -1, NUM_BINS * _STATISTICS).permute(2, 0, 3, 1, 4)
 
 
-@lru_cache(maxsize=256)
+@constant
 def _cell_matrix(
     length: int, bin_size: int, step: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[AxisBlock, ...]:

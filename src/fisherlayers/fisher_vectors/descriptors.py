@@ -8,13 +8,14 @@ is halved between the two borders. An image smaller than the patch gives a grid 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from math import floor, sqrt
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from fisherlayers.fisher_vectors.constants import constant
 
 __all__ = [
     "NUM_BINS",
@@ -217,7 +218,7 @@ def grid_axis(length: int, span: int, step: int) -> tuple[int, int]:
     return slack % step // 2, slack // step + 1
 
 
-@lru_cache(maxsize=256)
+@constant
 def grid_positions(height: int, width: int, span: int, step: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the patch centres (x, y) of a grid, (rows, cols, 2), in [-0.5, 0.5] of the image's width and height.
 

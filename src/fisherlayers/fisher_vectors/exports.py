@@ -151,8 +151,6 @@ class Exports:
             )
         module = self.to_module().eval().requires_grad_(False)
         example = torch.zeros(2, channels, height, width)
-        # The first call makes the constant matrices of this size, which an exporter would otherwise trace.
-        module(example)
         batch = torch.export.Dim("batch")
         return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
 

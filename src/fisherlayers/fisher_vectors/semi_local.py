@@ -14,6 +14,7 @@ filter. Nothing may normalise the window's Fisher vector before W: it would not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -199,7 +200,8 @@ def _projected(grids: Sequence[DescriptorGrid], mixture: DiagonalMixture, projec
     # The descriptors of all scales at once: K small products for all of them, not for each.
     if not grids:
         return []
-    shapes = [grid.descriptors.shape[:-1] for grid in grids]
-    rows = torch.cat([grid.descriptors.flatten(0, -2) for grid in grids])
-    parts = torch.split(project_descriptors(mixture, rows, projection), [shape.numel() for shape in shapes])
-    return [part.reshape(*shape, len(projection)) for part, shape in zip(parts, shapes, strict=True)]
+    # Images stay the first axis: an exported graph serves any number of them.
+    sizes = [tuple(grid.descriptors.shape[1:3]) for grid in grids]
+    rows = torch.cat([grid.descriptors.flatten(1, 2) for grid in grids], dim=1)
+    parts = torch.split(project_descriptors(mixture, rows, projection), [math.prod(size) for size in sizes], dim=1)
+    return [torch.unflatten(part, 1, size) for part, size in zip(parts, sizes, strict=True)]

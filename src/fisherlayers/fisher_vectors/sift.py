@@ -21,7 +21,7 @@ then the square root of the L1-normalised descriptor, of unit length again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from math import pi, sqrt
 from typing import ClassVar, Literal, get_args
 
@@ -38,6 +38,7 @@ from fisherlayers.fisher_vectors.axis_filter import (
     filter_last,
     gaussian_filter_matrix,
 )
+from fisherlayers.fisher_vectors.constants import constant
 from fisherlayers.fisher_vectors.descriptors import (
     NUM_BINS,
     Configurable,
@@ -192,7 +193,7 @@ def _normalize(histograms: Tensor, *, threshold: float, root: bool, out: Tensor 
     return safe_sqrt(scaled, out=out) if root else scaled
 
 
-@lru_cache(maxsize=256)
+@constant
 def _bin_matrix(
     length: int,
     bin_size: int,
