@@ -1,9 +1,11 @@
-"""Every cell of the capability table that is ours is ok."""
+"""Every cell of the capability table that is ours is ok, now; and the page is what the result file says."""
 
 import pytest
 import torch
+from benchmarks.capabilities import PAGE, render
 from benchmarks.capability_checks import CHECKS, NeedsPickle, Untouched, outcome
 from benchmarks.capability_contenders import CONTROL, OURS, Contender
+from benchmarks.common import read_results
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside torch.compile, autocast and checkpointing
@@ -33,3 +35,11 @@ def test_what_is_missing_is_seen():
     errors = {"pickle": NeedsPickle(), "part": Untouched("weight"), "fail": RuntimeError("one\ntwo")}
     assert {cell: outcome(refuse(error), idle)[0] for cell, error in errors.items()} == {cell: cell for cell in errors}
     assert outcome(refuse(RuntimeError("one\ntwo")), idle)[1] == "RuntimeError: one"
+
+
+def test_the_page_is_made_from_the_result_file():
+    record = read_results("capabilities")
+    assert PAGE.read_text(encoding="utf-8") == render(record)
+    columns = record["details"]["columns"]
+    for contender in [CONTROL, *OURS]:
+        assert {cell for cell, _ in columns[contender.name]["cells"].values()} == {"ok"}, contender.name
