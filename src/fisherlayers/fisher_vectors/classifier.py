@@ -92,9 +92,9 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         random_state: Seed of all random choices.
         n_jobs: Workers over batches of images, in joblib's meaning; the result does not depend on it. Threads, unless
             `joblib.parallel_config` names another backend.
-        memory: What a fit may use for all that grows with the number of images, beside the library itself (about
-            0.4 GB): bytes, or a text such as ``"4GB"``. Encodings that do not fit go to disk; half of the machine's
-            memory if None.
+        memory: What a fit may use for all that grows with the number of images, beside the library itself and blocks
+            of a fixed size (about 0.4 GB each): bytes, or a text such as ``"4GB"``. Encodings that do not fit go to
+            disk; half of the machine's memory if None.
         workspace: Folder in which finished work is kept as it comes, encodings above all: after a crash, or with
             another C, the next fit goes on from there. Remove it when it has served. Needs an integer
             ``random_state``. None keeps nothing; encodings that go to disk then lie in a temporary folder.
