@@ -139,12 +139,7 @@ def low_rank_inverse_square_root(
 
 
 def low_rank_from_sketch(
-    sketch: Tensor,
-    basis: Tensor,
-    trace: Tensor,
-    *,
-    damping: float | Tensor,
-    precision: float = torch.finfo(torch.float64).eps,
+    sketch: Tensor, basis: Tensor, trace: Tensor, *, damping: float, precision: float = torch.finfo(torch.float64).eps
 ) -> LowRank:
     """Return the root of ``low_rank_inverse_square_root`` from F Ω alone, for whoever can multiply by F cheaply.
 
@@ -152,7 +147,7 @@ def low_rank_from_sketch(
         sketch: F Ω, (..., D, r), float64.
         basis: Ω with orthonormal columns, (..., D, r), float64.
         trace: tr F, (...), float64.
-        damping: Relative to the mean eigenvalue tr(F) / D, one for all or (...); at least 0.
+        damping: Relative to the mean eigenvalue tr(F) / D; at least 0.
         precision: Relative error of the sketch: the machine epsilon with which it was computed.
 
     Returns:

@@ -40,7 +40,7 @@ class PreconditionedDescent:
             self.total[layer] = self.decay * self.total.get(layer, 0) + len(rows)
             if self.steps in ([0] if self.only_once else turns(self.refresh_every, self.steps)):
                 self.inverse[layer] = damped_inverse(
-                    self.moment[layer] / self.total[layer], rows.mean(0), self.damping, centred=layer.bias is not None
+                    self.moment[layer] / self.total[layer], self.damping, centred=layer.bias is not None
                 )
             plain = layer.weight.grad.flatten(1)
             biases = torch.zeros(len(plain)) if layer.bias is None else layer.bias.grad
@@ -67,32 +67,28 @@ class PreconditionedDescent:
 
 
 def turns(every, until):
-    """The steps of the refreshes: an eighth of the age apart, until that is ``every``."""
-    steps = [0]
+    """The steps of the refreshes: 0, 1, 2, 4, 8, ... until they are ``every`` apart."""
+    steps = [0, 1]
     while steps[-1] < until:
-        steps.append(steps[-1] + min(every, max(steps[-1] // 8, 1)))
+        steps.append(steps[-1] + min(every, steps[-1]))
     return steps
 
 
-def damped_inverse(moment, newest, damping, *, centred):
+def damped_inverse(moment, damping, *, centred):
     """Return the preconditioner of [W b]: the inverse of the damped, scaled homogeneous information.
 
-    With C = Cov(x), the newest mean m and its lead e over E[x], K = (C + λ I + 4 e eᵀ)^(-1) and
-    c² = min(E|x|², 16 tr C) / tr(C K) this is the inverse of [[K^(-1) / c² + m mᵀ, m], [mᵀ, 1]].
-    Without a bias it is c² K with C = E[x xᵀ] and e = 0.
+    With K = (C + λ I)^(-1), C = Cov(x), and c² = min(E|x|², 4 tr C) / tr(C K) this is the inverse of
+    [[K^(-1) / c² + μ μᵀ, μ], [μᵀ, 1]]: E[x̃ x̃ᵀ] with C damped and scaled. Without a bias, c² K with C = E[x xᵀ].
     """
     size = len(moment) - 1
     power, mean = moment[:-1, :-1], moment[-1, :-1]
     information = power - torch.outer(mean, mean) if centred else power
     damped = information + damping * information.trace() / size * torch.eye(size)
-    if centred:
-        damped = damped + 4 * torch.outer(newest - mean, newest - mean)
-    scale = min(power.trace(), 16 * information.trace()) / (information @ torch.linalg.inv(damped)).trace()
+    scale = min(power.trace(), 4 * information.trace()) / (information @ torch.linalg.inv(damped)).trace()
     if not centred:
         return torch.block_diag(scale * torch.linalg.inv(damped), torch.zeros(1, 1))
-    homogeneous = torch.ones_like(moment)
-    homogeneous[:-1, :-1] = damped / scale + torch.outer(newest, newest)
-    homogeneous[:-1, -1] = homogeneous[-1, :-1] = newest
+    homogeneous = moment.clone()
+    homogeneous[:-1, :-1] = damped / scale + torch.outer(mean, mean)
     return torch.linalg.inv(homogeneous)
 
 

@@ -15,13 +15,13 @@ from natural_gradient.references_natural_gradient import damped_inverse, turns
 SETTINGS = {"damping": 0.2, "decay": 0.9, "refresh_every": 3, "statistics_every": 1, "rank": None}
 
 
-def preconditioner(blocks, moments, newest):
+def preconditioner(blocks, moments):
     """Descent on [W b] by the inverse of the homogeneous information whose covariance is cut to blocks."""
     size = sum(len(block) for block in blocks)
     kernel, mean = torch.zeros(size, size), torch.zeros(size)
     for block, moment in zip(blocks, moments, strict=True):
-        kernel[block[:, None], block] = damped_inverse(moment, newest[block], 0.2, centred=True)[:-1, :-1]
-        mean[block] = newest[block]
+        kernel[block[:, None], block] = damped_inverse(moment, 0.2, centred=True)[:-1, :-1]
+        mean[block] = moment[-1, :-1]
     column = (kernel @ mean)[:, None]
     return torch.cat([torch.cat([kernel, -column], 1), torch.cat([-column.T, (1 + mean @ column)[None]], 1)])
 
@@ -51,8 +51,7 @@ def test_descent_is_preconditioned_by_the_blocks_of_the_covariance(sizes):
             sums[index] = 0.9 * sums[index] + rows.T @ rows
         if step in turns(3, step):
             padded = torch.arange(4 * len(blocks)).split(4)
-            newest = functional.pad(inputs[batch].mean(0), (0, 4 * len(blocks) - size))
-            inverse = preconditioner(padded, [moment / total for moment in sums], newest)
+            inverse = preconditioner(padded, [moment / total for moment in sums])
             kept = [*range(size), len(inverse) - 1]
             inverse = inverse[kept][:, kept]
         velocity = 0.9 * velocity + torch.cat([plain.weight.grad, plain.bias.grad[:, None]], 1)

@@ -52,8 +52,7 @@ class KroneckerFactoredDescent:
                 ridge = self.dampings[1] * b.trace() / len(b) * torch.eye(len(b))
                 inverse = torch.linalg.inv(b + ridge)
                 inverse = inverse * b.trace() / (b @ inverse).trace()
-                inputs_inverse = damped_inverse(a, rows.mean(0), self.dampings[0], centred=layer.bias is not None)
-                self.inverses[layer] = inputs_inverse, inverse
+                self.inverses[layer] = damped_inverse(a, self.dampings[0], centred=layer.bias is not None), inverse
             gradient = layer.weight.grad.flatten(1)
             bias = torch.zeros(len(gradient)) if layer.bias is None else layer.bias.grad
             gradient = torch.cat([gradient, bias[:, None]], 1)

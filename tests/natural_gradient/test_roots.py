@@ -30,13 +30,10 @@ def low_rank_start(size=D, rank=3):
     return LowRankRoot(LowRank(torch.tensor(1.0), random_basis(size, rank), torch.ones(rank)))
 
 
-def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None, newest=None):
+def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None):
     origin = torch.zeros(inputs.shape[1]) if origin is None else origin
-    newest = inputs.mean(0) if newest is None else newest
     start = dense_start(inputs.shape[1]) if start is None else start
-    return input_coordinates(
-        moment(inputs, origin), origin, newest=newest, centred=centred, damping=damping, previous=start
-    )
+    return input_coordinates(moment(inputs, origin), origin, centred=centred, damping=damping, previous=start)
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -65,39 +62,13 @@ def test_the_whitened_input_has_the_power_of_the_input(start, damping, seed):
     torch.testing.assert_close(whitened.square().sum(1).mean(), inputs.square().sum(1).mean(), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("start", [dense_start, lambda: low_rank_start(rank=D)])
-@given(factor=st.floats(0.1, 100.0), seed=st.integers(0, 20))
-@settings(max_examples=15, deadline=None)
-def test_a_moving_mean_is_the_centre_and_damped(start, factor, seed):
-    inputs = samples(seed=seed)
-    lead = factor * torch.randn(D, generator=torch.Generator().manual_seed(seed))
-    found = coordinates(inputs, newest=inputs.mean(0) + lead, start=start())
-    torch.testing.assert_close(found.mean, inputs.mean(0) + lead)
-    covariance = torch.cov(inputs.T, correction=0)
-    damped = covariance + 0.5 * covariance.trace() / D * torch.eye(D) + 4 * torch.outer(lead, lead)
-    inverse = torch.linalg.inv(damped)
-    scale = inputs.square().sum(1).mean() / (covariance @ inverse).trace()
-    torch.testing.assert_close(found.root.dense() @ found.root.dense(), scale * inverse, rtol=1e-6, atol=1e-9)
-    # However far the mean goes on along its way, up to twice its lead: its whitened move is at most c.
-    assert (2 * lead @ found.root.dense()).norm() <= scale.sqrt() * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("start", [dense_start, low_rank_start])
-def test_without_a_bias_nothing_moves(start):
-    inputs = samples()
-    one = coordinates(inputs, centred=False, start=start())
-    other = coordinates(inputs, centred=False, newest=torch.full((D,), 9.0), start=start())
-    torch.testing.assert_close(one.root.dense(), other.root.dense(), rtol=0, atol=0)
-    assert not other.mean.any()
-
-
 def test_an_input_that_hardly_varies_is_not_blown_up():
     inputs = samples()
     far = inputs + 1000
     found = coordinates(far, origin=far.mean(0))
     whitened = (far - found.mean) @ found.root.dense()
     variance = torch.cov(inputs.T, correction=0).trace()
-    torch.testing.assert_close(whitened.square().sum(1).mean(), 16 * variance)
+    torch.testing.assert_close(whitened.square().sum(1).mean(), 4 * variance)
 
 
 def test_no_scale_of_the_input_changes_the_path():
@@ -135,10 +106,9 @@ def test_groups_are_rooted_side_by_side():
     )
     for start, single in zip(starts, (dense_start, low_rank_start), strict=True):
         moments = torch.stack([moment(rows, torch.zeros(D)) for rows in inputs])
-        newest = torch.stack([rows[:50].mean(0) for rows in inputs])
-        both = input_coordinates(moments, torch.zeros(2, D), newest=newest, centred=True, damping=0.5, previous=start)
+        both = input_coordinates(moments, torch.zeros(2, D), centred=True, damping=0.5, previous=start)
         for index, rows in enumerate(inputs):
-            apart = coordinates(rows, start=single(), newest=newest[index])
+            apart = coordinates(rows, start=single())
             torch.testing.assert_close(both.root.dense()[index], apart.root.dense())
             torch.testing.assert_close(both.mean[index], apart.mean)
 
@@ -156,8 +126,7 @@ def test_dead_and_repeated_inputs_in_float32(start):
     inputs[:, 5] = inputs[:, 4]
     origin = inputs.mean(0)
     previous = start().float()
-    information = moment(inputs, origin).float()
-    found = input_coordinates(information, origin, centred=True, damping=1e-3, previous=previous)
+    found = input_coordinates(moment(inputs, origin).float(), origin, centred=True, damping=1e-3, previous=previous)
     assert torch.isfinite(found.root.dense()).all()
     assert found.root.dense().dtype == torch.float32
 

@@ -182,7 +182,7 @@ def test_on_a_deep_linear_network_the_input_mode_times_the_output_factor_is_the_
         reconstruct(model[chosen], damping=damping, rank=None)
         with torch.no_grad():
             seen = network[:chosen](inputs)
-        power = torch.minimum(seen.square().sum(1).mean(), 16 * torch.cov(seen.T, correction=0).trace())
+        power = torch.minimum(seen.square().sum(1).mean(), 4 * torch.cov(seen.T, correction=0).trace())
         scale = power / seen.shape[1]  # c², which the exact method does not have
         functional.mse_loss(model(inputs), aims, reduction="sum").backward()
         torch.optim.SGD(model[chosen].parameters(), lr=0.1).step()

@@ -91,8 +91,7 @@ def test_the_compat_preset_is_the_released_codes_setting():
 class UnitDescent:
     """Every row of [W b] preconditioned by the inverse of its own weighted, damped, scaled information."""
 
-    def __init__(self, layer, weight_of, *, lr, damping, decay, refresh_every, momentum=0.0, linear=False):
-        self.linear = linear  # all units alike: as mode "input", it follows the newest mean
+    def __init__(self, layer, weight_of, *, lr, damping, decay, refresh_every, momentum=0.0):
         self.layer, self.weight_of, self.lr, self.damping = layer, weight_of, lr, damping
         self.decay, self.refresh_every, self.momentum = decay, refresh_every, momentum
         self.sums, self.total, self.steps, self.inverses = 0, 0, 0, []
@@ -112,8 +111,7 @@ class UnitDescent:
         if self.steps in turns(self.refresh_every, self.steps):
             information = self.sums / self.total
             typical = information[:, -1, -1].mean()
-            newest = [x.mean(0) for x in groups] if self.linear else [m[:-1, -1] / m[-1, -1] for m in information]
-            self.inverses = [self.inverse(*pair, typical) for pair in zip(information, newest, strict=True)]
+            self.inverses = [self.inverse(moment, typical) for moment in information]
         with torch.no_grad():
             for unit, inverse in enumerate(self.inverses):
                 gradient = torch.cat([self.layer.weight.grad[unit].flatten(), self.layer.bias.grad[unit : unit + 1]])
@@ -123,16 +121,15 @@ class UnitDescent:
                 self.layer.bias[unit] -= change[-1]
         self.steps += 1
 
-    def inverse(self, moment, newest, typical):
+    def inverse(self, moment, typical):
         share = moment[-1, -1]
         power, mean = moment[:-1, :-1] / share, moment[:-1, -1] / share
         covariance = power - torch.outer(mean, mean)
         damped = covariance + self.damping * covariance.trace() / len(mean) * torch.eye(len(mean))
-        damped = damped + 4 * torch.outer(newest - mean, newest - mean)
-        scale = min(power.trace(), 16 * covariance.trace()) / (covariance @ torch.linalg.inv(damped)).trace()
+        scale = min(power.trace(), 4 * covariance.trace()) / (covariance @ torch.linalg.inv(damped)).trace()
         whole = torch.ones(len(moment), len(moment))
-        whole[:-1, :-1] = damped / scale + torch.outer(newest, newest)
-        whole[:-1, -1] = whole[-1, :-1] = newest
+        whole[:-1, :-1] = damped / scale + torch.outer(mean, mean)
+        whole[:-1, -1] = whole[-1, :-1] = mean
         return torch.linalg.inv(whole) * (1 + self.damping) * typical / (share + self.damping * typical)
 
 
@@ -143,8 +140,7 @@ def test_descent_is_that_of_every_units_own_information():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     first = UnitDescent(plain[0], lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z)), lr=0.05, damping=0.3, decay=0.9,
                         refresh_every=3, momentum=0.9)  # fmt: skip
-    last = UnitDescent(plain[2], torch.ones_like, lr=0.05, damping=0.3, decay=0.9, refresh_every=3, momentum=0.9,
-                       linear=True)  # fmt: skip
+    last = UnitDescent(plain[2], torch.ones_like, lr=0.05, damping=0.3, decay=0.9, refresh_every=3, momentum=0.9)
     for _ in range(20):
         (loss,) = train(model, optimizer, inputs, targets, 1)
         plain.zero_grad()
@@ -161,7 +157,7 @@ def test_a_grouped_convolution_has_an_information_for_each_channel():
     plain, images = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.Tanh()), torch.randn(5, 4, 4, 4) + 0.5
     model = reconstruct(copy.deepcopy(plain), mode="unit", damping=0.3, refresh_every=2, statistics_every=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    reference = UnitDescent(plain[0], lambda z: 1 - z.tanh() ** 2, lr=0.02, damping=0.3, decay=0.8, refresh_every=2)
+    reference = UnitDescent(plain[0], lambda z: 1 - z.tanh() ** 2, lr=0.02, damping=0.3, decay=0.95, refresh_every=2)
     for _ in range(6):
         for net in (model, plain):
             net.zero_grad()

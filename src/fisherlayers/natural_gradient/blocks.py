@@ -31,7 +31,6 @@ class BlockWeight(FisherWeight):
     def __init__(self, reader: Reader, layout: Layout, settings: Settings) -> None:
         super().__init__(reader, layout, settings)
         self.origin = torch.zeros_like(self.information.second_moment[..., 0, :-1])
-        self.newest = torch.zeros_like(self.origin)
 
     @override
     def _start(self, size: int, shape: tuple[int, ...], like: dict[str, Any]) -> tuple[DenseInformation, Root]:
@@ -47,19 +46,18 @@ class BlockWeight(FisherWeight):
 
     @override
     def refreshed(self) -> Coordinates | None:
-        moment, origin, newest = self.information.value().clone(), self.origin.clone(), self.newest.clone()
+        moment, origin = self.information.value().clone(), self.origin.clone()
         power = moment[..., :-1, :-1].diagonal(dim1=-2, dim2=-1).sum(-1)
         spread = power - moment[..., -1, :-1].square().sum(-1)
         still = spread <= 16 * origin.shape[-1] * torch.finfo(moment.dtype).eps * power
         if bool(still.all()):
             return None
         # A block that never varied keeps its inputs as they are.
-        moment[still], origin[still], newest[still] = torch.eye(moment.shape[-1]).to(moment), 0.0, 0.0
+        moment[still], origin[still] = torch.eye(moment.shape[-1]).to(moment), 0.0
         dense = DenseRoot(torch.eye(origin.shape[-1]).to(origin).expand(len(origin), -1, -1))
         found = input_coordinates(
             moment,
             origin,
-            newest=newest,
             centred=self.centred,
             damping=self.settings.damping,
             previous=dense,

@@ -115,7 +115,6 @@ class FisherWeight(nn.Module):
     """
 
     origin: Tensor
-    newest: Tensor
     mean: Tensor
     shift: Tensor
     root: Root
@@ -134,7 +133,6 @@ class FisherWeight(nn.Module):
         self.information, self.root = self._start(size, shape, like)
         self.output = None
         self.register_buffer("origin", torch.zeros(*shape, size, **like))
-        self.register_buffer("newest", torch.zeros(*shape, size, **like))  # mean of the last observed step
         self.register_buffer("mean", torch.zeros(*shape, size, **like))
         self.register_buffer("shift", torch.zeros(*shape, size, **like))  # mean S: b = d - W' shift
         self.region = None if settings.trust is None else TrustRegion(self.root, settings.trust)
@@ -303,8 +301,8 @@ class FisherWeight(nn.Module):
         return self.observed_at > self.refreshed_at and self._due(self.refreshed_at, self.settings.refresh_every)
 
     def _due(self, last: int, every: int) -> bool:
-        # Inputs change fastest at the start: the turns are an eighth of the age apart, until that is ``every``.
-        return last < 0 or self.steps - last >= min(every, max(last // 8, 1))
+        # Inputs change fastest at the start: the turns are at steps 0, 1, 2, 4, 8, ... until ``every`` apart.
+        return last < 0 or self.steps - last >= min(every, max(last, 1))
 
     @torch.no_grad()
     def observe(self, rows: Tensor) -> None:
@@ -338,7 +336,6 @@ class FisherWeight(nn.Module):
             self.origin.copy_(pending.origin)
         pending = about(pending, self.origin)
         count = pending.number.flatten()[0]
-        self.newest.copy_(self.origin + pending.sums[..., -1, :-1] / count)
         self.information.update_from_moment(pending.sums / count, count, new_step=self.observed_at != self.steps)
         self.observed_at = self.steps
 
@@ -368,7 +365,6 @@ class FisherWeight(nn.Module):
         return input_coordinates(
             self.information.value(),
             self.origin,
-            newest=self.newest,
             centred=self.centred,
             damping=self.settings.damping,
             previous=self.root,

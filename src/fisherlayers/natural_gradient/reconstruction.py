@@ -32,7 +32,7 @@ def reconstruct(
     trust_region: float | Literal["auto"] | None = "auto",
     activations: Mapping[str, str | nn.Module] | None = None,
     compat: bool = False,
-    decay: float = 0.8,
+    decay: float = 0.95,
     refresh_every: int = 50,
     statistics_every: int = 25,
     rank: Rank = "auto",
@@ -74,8 +74,7 @@ def reconstruct(
         compat: In mode ``"unit"``, by the rule of the authors' released code: damping times the trace, a moving average
             from the identity, no scale, first and last layer linear. ``reconstruct(model, **COMPAT)`` sets its numbers.
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
-        refresh_every: Optimizer steps between new roots, at least 1. Earlier, they are an eighth of the age
-            apart: at each of the first sixteen steps, then at 16, 18, 20, 22, 24, 27, 30, ...
+        refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
         statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
             observed step count, each by at most 4,096 rows (samples x positions).
         rank: Directions of the input that are treated one by one, the others alike; None for all of them (a dense
