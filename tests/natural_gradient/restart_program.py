@@ -64,6 +64,7 @@ def train(folder, first, *, saving):
             if dist.get_rank() == 0:
                 (folder / "last").write_text(str(step))
         if not first and saving and step == KILLED_AT and dist.get_rank() == 1:
+            (folder / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         inputs, targets = parts_of(batch_of(step), True)[dist.get_rank()]
         for wrapped, _, optimizer in runs.values():

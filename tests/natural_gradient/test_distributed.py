@@ -63,7 +63,8 @@ def test_processes_train_as_one_on_the_whole_batch(processes, tmp_path):
 def test_a_killed_process_and_a_restart_from_the_checkpoint(tmp_path):
     killed = torchrun("restart_program.py", tmp_path, 2, check=False)
     assert killed.returncode != 0
-    assert "exitcode: -9" in killed.stderr, killed.stderr[-6000:]
+    # The other process may be the one that torchrun blames: it can notice and abort first.
+    assert (tmp_path / "killed").exists(), killed.stderr[-6000:]
     torchrun("restart_program.py", tmp_path, 2)
     assert json.loads((tmp_path / "results.json").read_text()) == {"from": 6, "gaps": {"ddp": 0.0, "fsdp": 0.0}}
 
