@@ -56,7 +56,9 @@ def test_two_classes_have_one_direction():
         assert margins[labels == 1].min() > margins[labels == 0].max()
 
 
-def test_cross_fitted_rows_do_not_know_their_fold():
+def test_cross_fitted_rows_do_not_know_their_fold(monkeypatch):
+    # Solved side by side, folds stop together; in turn, what one sees cannot move another by even a rounding error.
+    monkeypatch.setattr(projection, "_MOST_PROBLEMS", 1)
     encodings, labels = blobs()
     folds = torch.arange(len(labels)) // 4 % 3
     learned = learn_projection(encodings, labels, folds)
@@ -65,7 +67,7 @@ def test_cross_fitted_rows_do_not_know_their_fold():
     changed = encodings.clone()
     changed[folds == 1] += 5.0
     again = learn_projection(changed, labels, folds)
-    torch.testing.assert_close(again[1], learned[1], rtol=0, atol=2e-3)
+    assert torch.equal(again[1], learned[1])
     assert not torch.allclose(again[0], learned[0])
 
 
