@@ -1,9 +1,6 @@
 """Several processes train as one: DDP and FSDP2 under torchrun, with gloo on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,25 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlayers.natural_gradient.distributed import deal
+from natural_gradient.several_processes import REPLICATED, SHARDED, torchrun
 
 HERE = Path(__file__).parent
 EXACT = {
-    2: [
-        "ddp sgd",
-        "ddp adam",
-        "ddp low rank",
-        "ddp uneven",
-        "ddp accumulation",
-        "ddp kronecker",
-        "ddp closure",
-        "ddp words",
-        "fsdp sgd",
-        "fsdp adam",
-        "fsdp decay",
-        "fsdp low rank uneven",
-        "only the first has loaded",
-        "a process without rows",
-    ],
+    2: [*REPLICATED, *SHARDED, "only the first has loaded", "a process without rows"],
     4: ["ddp sgd", "ddp adam", "ddp uneven", "fsdp sgd", "fsdp adam"],
 }
 CLAIMS = ["buffers are not broadcast", "join is refused", "modes are refused", "roots are dealt out"]
@@ -40,20 +23,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def torchrun(program, folder, processes, *cases, check=True):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(
-        [*command, HERE / program, folder, *cases],
-        env=environment, capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_train_as_one_on_the_whole_batch(processes, tmp_path):
-    torchrun("distributed_program.py", tmp_path, processes, *EXACT[processes], *CLAIMS)
+    torchrun(processes, HERE / "distributed_program.py", tmp_path, *EXACT[processes], *CLAIMS)
     results = json.loads((tmp_path / "results.json").read_text())
     gaps = {case: results.pop(case) for case in EXACT[processes]}
     assert max(gaps.values()) < 1e-10, gaps
@@ -61,11 +33,11 @@ def test_processes_train_as_one_on_the_whole_batch(processes, tmp_path):
 
 
 def test_a_killed_process_and_a_restart_from_the_checkpoint(tmp_path):
-    killed = torchrun("restart_program.py", tmp_path, 2, check=False)
+    killed = torchrun(2, HERE / "restart_program.py", tmp_path, check=False)
     assert killed.returncode != 0
     # The other process may be the one that torchrun blames: it can notice and abort first.
     assert (tmp_path / "killed").exists(), killed.stderr[-6000:]
-    torchrun("restart_program.py", tmp_path, 2)
+    torchrun(2, HERE / "restart_program.py", tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == {"from": 6, "gaps": {"ddp": 0.0, "fsdp": 0.0}}
 
 
