@@ -9,6 +9,7 @@ import torch
 from fisher_vectors.texture_images import textures
 from fisherlayers.fisher_vectors.color import LocalColorStatistics
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
+from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import join
@@ -48,6 +49,20 @@ def fitted(settings, images, labels, **kwargs):
 def grey():
     images, labels = textures(5)
     return fitted(SETTINGS, images, labels, seed=3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stacking": False}, {"unit_length": False}, {"window_assignment": "soft", "window_power": True}]
+)
+def test_other_windows_give_another_second_layer(grey, changes):
+    images, labels = textures(5)
+    network, _, prepared = fitted(replace(SETTINGS, **changes), images, labels, seed=3)
+    batch = prepared.load(prepared.batches()[0])
+    encodings, common = network.encode(batch), network.stages[0].num_outputs
+    torch.testing.assert_close(encodings[:, :common], grey[0].encode(batch)[:, :common])
+    assert float((encodings - grey[0].encode(batch)).norm(dim=1).min()) > 0.1
+    evidence = evidence_maps(network, torch.ones_like(encodings), batch)
+    torch.testing.assert_close(evidence.sum(dim=(1, 2)), encodings.sum(dim=1), rtol=0, atol=1e-4)
 
 
 def test_one_layer_is_the_shallow_fisher_vector_bit_for_bit():
@@ -262,5 +277,7 @@ def test_settings_survive_json_and_refuse_nonsense():
         replace(SETTINGS, projection_cost=0.0)
     with pytest.raises(ValueError, match="projection_size must be at least 1"):
         replace(SETTINGS, projection_size=0)
+    with pytest.raises(ValueError, match="window_assignment must be 'hard' or 'soft'"):
+        replace(SETTINGS, window_assignment="firm")
     with pytest.raises(ValueError, match=r"unknown \['extra'\], missing \['step'\]"):
         NetworkSettings.from_config({k: v for k, v in SETTINGS.to_config().items() if k != "step"} | {"extra": 1})

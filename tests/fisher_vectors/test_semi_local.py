@@ -104,6 +104,29 @@ def test_disjoint_stack():
     torch.testing.assert_close(pooled.descriptors[0, 1, 2], expected / expected.norm())
 
 
+def test_without_stacking_and_without_unit_length():
+    mixture, grid, projection = random_case(seed=6)
+    (pooled,) = SemiLocalPooling(windows=(3,), stacking=False, unit_length=False)([grid], mixture, projection)
+    window = grid.descriptors[1, 1:4, 2:5].reshape(-1, 3)
+    torch.testing.assert_close(pooled.descriptors[1, 1, 2], projection @ hard_fisher_vector(mixture, window))
+    assert pooled.positions[1, 2].tolist() == pytest.approx([3, 2])
+
+
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+@pytest.mark.parametrize("power", [False, True])
+def test_windows_of_whole_fisher_vectors(assignment, power):
+    """The encoding of the window's descriptors by the global layer, normalised or not, then W."""
+    mixture, grid, projection = random_case(seed=7)
+    layer = SemiLocalPooling((3,), stacking=False, unit_length=False, assignment=assignment, window_power=power)
+    (pooled,) = layer([grid], mixture, projection)
+    window = grid.descriptors[1, 1:4, 2:5].reshape(-1, 3)
+    whole = fisher_vectors(mixture, window, assignment=assignment)
+    if power:
+        whole = whole.sign() * whole.abs().sqrt()
+        whole = whole / whole.norm()
+    torch.testing.assert_close(pooled.descriptors[1, 1, 2], projection @ whole)
+
+
 def test_windows_that_do_not_fit_are_left_out():
     mixture, grid, projection = random_case(rows=4, columns=4)
     grids = SemiLocalPooling(windows=(3, 4, 7))([grid], mixture, projection)

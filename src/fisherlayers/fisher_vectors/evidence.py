@@ -35,7 +35,6 @@ from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, gr
 from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, join
-from fisherlayers.fisher_vectors.semi_local import box_mean, stack_neighbours
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["descriptor_evidence", "evidence_maps"]
@@ -134,13 +133,9 @@ def _to_layer_below(
     # Evidence of stacked windows goes to the positions in them: the adjoint of their mean.
     places = [torch.zeros_like(grid.descriptors[..., :1]).requires_grad_() for grid in below]
     with torch.enable_grad():
-        means = []
-        for place in places:
-            for size in settings.windows:
-                offset = max(1, round(settings.stack_offset * size / settings.stride))
-                stacked = stack_neighbours(box_mean(place, size, settings.stride), offset)
-                if stacked.shape[1] and stacked.shape[2]:
-                    means.append(stacked.mean(dim=-1))
+        pooling = settings.pooling
+        stacks = [pooling.stacks(place, size) for place in places for size in pooling.windows]
+        means = [stacked.mean(dim=-1) for stacked in stacks if stacked.shape[1] and stacked.shape[2]]
     if not means:
         return [torch.zeros_like(place[..., 0]) for place in places]
     spread = torch.autograd.grad(means, places, grad_outputs=list(evidence), allow_unused=True)

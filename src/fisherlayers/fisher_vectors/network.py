@@ -24,7 +24,6 @@ from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.patches import RawPatches
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
-from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.information import DiagonalInformation
@@ -338,11 +337,11 @@ class FisherNetwork:
         return patch_grids(self.settings, images, color=channels == 3)
 
     def _above(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
-        settings = self.settings
-        pooling = SemiLocalPooling(settings.windows, settings.stride, settings.stack_offset)
+        pooling = self.settings.pooling
         projection = self.projections[level][fold]
         grids = pooling(prepared, self.stages[level].mixture, projection)
         if grids:
             return grids
-        empty = prepared[0].descriptors.new_empty(len(prepared[0].descriptors), 0, 0, 4 * len(projection))
+        width = (4 if pooling.stacking else 1) * len(projection)
+        empty = prepared[0].descriptors.new_empty(len(prepared[0].descriptors), 0, 0, width)
         return [DescriptorGrid(empty, prepared[0].positions.new_empty(0, 0, 2), prepared[0].scale)]

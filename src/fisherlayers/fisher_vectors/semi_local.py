@@ -10,6 +10,9 @@ With hard assignment a window's Fisher vector is the mean of the vectors phi(x_p
 
 k the most probable component of x. Each descriptor is projected once, at a cost of 2 D h, and a window is a box
 filter. Nothing may normalise the window's Fisher vector before W: it would not commute with the mean.
+
+Soft assignment, and windows that are normalised before W, are there for comparison: they take the whole Fisher vector
+of every descriptor, 2 K D numbers instead of 2 D.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
+from fisherlayers.fisher_vectors.encoding import Assignment, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_responsibilities
-from fisherlayers.fisher_vectors.normalization import l2_normalize
+from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 
 __all__ = ["SemiLocalPooling", "box_mean", "project_descriptors", "stack_neighbours"]
 
@@ -149,11 +153,19 @@ class SemiLocalPooling:
         stride: Step delta between windows, in grid positions.
         stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window: 0 takes adjacent windows
             (the paper's), 1 disjoint ones (as SIFT's cells).
+        stacking: Whether windows are stacked at all.
+        unit_length: Whether stacks are L2-normalised.
+        assignment: Of descriptors to components: ``"hard"`` (the paper's) or ``"soft"``.
+        window_power: Whether a window's Fisher vector takes the signed square root and unit length before W.
     """
 
     windows: tuple[int, ...] = (5,)
     stride: int = 1
     stack_offset: float = 0.0
+    stacking: bool = True
+    unit_length: bool = True
+    assignment: Assignment = "hard"
+    window_power: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning.
@@ -185,15 +197,46 @@ class SemiLocalPooling:
             centres of the stacks.
         """
         pooled = []
-        for grid, projected in zip(grids, _projected(grids, mixture, projection), strict=True):
+        for grid, values in zip(grids, self._values(grids, mixture, projection), strict=True):
             for size in self.windows:
-                offset = max(1, round(self.stack_offset * size / self.stride))
-                stacked = stack_neighbours(box_mean(projected, size, self.stride), offset)
+                stacked = self.stacks(values, size, projection if self.window_power else None)
                 if stacked.shape[1] and stacked.shape[2]:
-                    centres = stack_neighbours(box_mean(grid.positions[None], size, self.stride), offset)
-                    positions = centres.reshape(*centres.shape[1:3], 4, 2).mean(dim=2)
-                    pooled.append(DescriptorGrid(l2_normalize(stacked), positions, grid.scale))
+                    centres = self.stacks(grid.positions[None], size)
+                    positions = torch.unflatten(centres, -1, (-1, 2)).mean(dim=-2)[0]
+                    descriptors = l2_normalize(stacked) if self.unit_length else stacked
+                    pooled.append(DescriptorGrid(descriptors, positions, grid.scale))
         return pooled
+
+    def stacks(self, values: Tensor, size: int, projection: Tensor | None = None) -> Tensor:
+        """Pool values over windows of one side, and stack neighbouring windows.
+
+        Args:
+            values: (B, rows, columns, h).
+            size: Side of the window, in grid positions.
+            projection: W for windows that are normalised and projected in between, (h', h); None for neither.
+
+        Returns:
+            (B, rows', columns', 4 h), or 4 h'; without stacking h or h'.
+        """
+        means = box_mean(values, size, self.stride)
+        if projection is not None:
+            means = l2_normalize(signed_power(means)) @ projection.T
+        if not self.stacking:
+            return means
+        return stack_neighbours(means, max(1, round(self.stack_offset * size / self.stride)))
+
+    def _values(self, grids: Sequence[DescriptorGrid], mixture: DiagonalMixture, projection: Tensor) -> list[Tensor]:
+        # What windows are means of: descriptors' Fisher vectors, projected already where that commutes.
+        if self.assignment == "hard" and not self.window_power:
+            return _projected(grids, mixture, projection)
+        values = []
+        for grid in grids:
+            images = []
+            for image in grid.descriptors:
+                single = fisher_vectors(mixture, image.unsqueeze(-2), assignment=self.assignment)
+                images.append(single if self.window_power else single @ projection.T)
+            values.append(torch.stack(images))
+        return values
 
 
 def _projected(grids: Sequence[DescriptorGrid], mixture: DiagonalMixture, projection: Tensor) -> list[Tensor]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
-from typing import Any
+from typing import Any, get_args
+
+from fisherlayers.fisher_vectors.encoding import Assignment
+from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
@@ -30,6 +33,10 @@ class NetworkSettings:
         windows: Sides q of the semi-local windows, in grid positions.
         stride: Step delta of the windows, in grid positions.
         stack_offset: Distance of the 2 x 2 stack's corners as a fraction of the window; 0 is adjacent (the paper's).
+        stacking: Whether windows are stacked; this and the next three are for ablations.
+        unit_length: Whether stacks are L2-normalised.
+        window_assignment: ``"hard"`` or ``"soft"`` assignment in the windows.
+        window_power: Whether windows' Fisher vectors are normalised before W, which no longer commutes.
         projection: How the rows of W are learned: see `fisherlayers.fisher_vectors.projection`.
         projection_size: Rows of W, missing ones filled up and too many reduced; None takes what `projection` gives.
         projection_cost: C of the SVMs whose weights are the rows of W.
@@ -66,6 +73,10 @@ class NetworkSettings:
     windows: tuple[int, ...] = (5,)
     stride: int = 1
     stack_offset: float = 1.0
+    stacking: bool = True
+    unit_length: bool = True
+    window_assignment: Assignment = "hard"
+    window_power: bool = False
     projection: str = "auto"
     projection_size: int | None = 64
     projection_cost: float = 1.0
@@ -106,6 +117,8 @@ class NetworkSettings:
             raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
         if self.information not in INFORMATION:
             raise ValueError(f"information must be one of {INFORMATION}, got {self.information!r}")
+        if self.window_assignment not in get_args(Assignment):
+            raise ValueError(f"window_assignment must be 'hard' or 'soft', got {self.window_assignment!r}")
         if self.projection_size is not None and self.projection_size < 1:
             raise ValueError(f"projection_size must be at least 1 row, or None for all, got {self.projection_size}")
 
@@ -113,6 +126,19 @@ class NetworkSettings:
     def preparation(self) -> dict[str, int]:
         """How images are resampled when they are loaded: the arguments of `ImageList.prepared`."""
         return {"max_pixels": self.max_pixels, "upsample": self.upsample, "padding": self.padding}
+
+    @property
+    def pooling(self) -> SemiLocalPooling:
+        """The semi-local layers."""
+        return SemiLocalPooling(
+            self.windows,
+            self.stride,
+            self.stack_offset,
+            self.stacking,
+            self.unit_length,
+            self.window_assignment,
+            self.window_power,
+        )
 
     def with_depth(self, depth: int) -> NetworkSettings:
         """Return the settings of a network of another depth; new layers repeat the last one.

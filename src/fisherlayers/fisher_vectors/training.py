@@ -152,7 +152,7 @@ class _Encode:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Global hard-assignment Fisher vectors of one layer: what W is learned on."""
+    """Global Fisher vectors of one layer, made as the windows' are: what W is learned on."""
 
     network: FisherNetwork
     level: int
@@ -162,7 +162,8 @@ class _Pool:
         network = self.network.to(self.device)
         stage = network.stages[self.level]
         grids = stage.prepare(network.grids(images.to(self.device), level=self.level, fold=batch.key))
-        return stage.encode(grids, assignment="hard", power=False).cpu().numpy()
+        settings = network.settings
+        return stage.encode(grids, assignment=settings.window_assignment, power=settings.window_power).cpu().numpy()
 
 
 @dataclass(frozen=True)
