@@ -44,6 +44,7 @@ def test_terms_are_shared_out_as_defined(stabilizer):
         {"depth": 3, "windows": (2, 3), "step": 2, "padding": 4},
         {"max_pixels": 500, "bin_sizes": (2, 9)},
         {"preset": "small"},
+        {"preset": "small", "mirror": True, "patch_side": 5},
     ],
 )
 def test_maps_add_up_to_the_scores(options):
@@ -68,6 +69,14 @@ def test_maps_add_up_to_the_scores(options):
     best, chosen = model.evidence(some), model.evidence(some, model.predict(some))
     for first, second in zip(best, chosen, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_mirror_image_has_the_mirror_image_of_the_map():
+    images, labels = textures(3)
+    model = DeepFisherNetwork(**SMALL, patch_side=5, mirror=True).fit(images, labels)
+    mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+    for found, other in zip(model.evidence(images), model.evidence(mirrored), strict=True):
+        np.testing.assert_allclose(found, other[:, ::-1], rtol=0, atol=1e-6)
 
 
 def test_two_classes_speak_against_each_other():

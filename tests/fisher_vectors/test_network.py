@@ -78,6 +78,27 @@ def test_one_layer_is_the_shallow_fisher_vector_bit_for_bit():
     assert torch.equal(network.encode(batch), expected)
 
 
+def test_the_descriptors_of_an_image_and_its_mirror_image_are_pooled_together():
+    images, labels = textures(5)
+    settings = replace(SETTINGS, mirror=True, patch_side=5, patch_components=3, patch_dimensions=6)
+    network, _, prepared = fitted(settings, images, labels, seed=3)
+    batch = prepared.load(prepared.batches()[0])
+    # The signed square root makes 1e-3 of a rounding error of 1e-6.
+    assert torch.allclose(network.encode(batch), network.encode(batch.flip(-1)), atol=3e-3)
+    # What is pooled is the mean of both, at every layer and in every stream.
+    single = replace(network, settings=replace(settings, mirror=False))
+    for stage, of_both, grids in (
+        *((stage, network.grids(batch, level=k), k) for k, stage in enumerate(network.stages)),
+        (network.patches, network.patch_grids(batch), None),
+    ):
+        sides = [
+            single.patch_grids(side) if grids is None else single.grids(side, level=grids)
+            for side in (batch, batch.flip(-1))
+        ]
+        mean = sum(stage.pool(stage.prepare(side)) for side in sides) / 2
+        assert torch.allclose(stage.pool(stage.prepare(of_both)), mean, atol=1e-3)
+
+
 def test_first_layer_of_a_deep_network_is_the_shallow_one(grey):
     network, _, prepared = grey
     batch = prepared.load(prepared.batches()[0])

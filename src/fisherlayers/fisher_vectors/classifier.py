@@ -81,6 +81,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         patch_weight: Share of the patches relative to a layer's.
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
+        mirror: Whether the descriptors of an image and of its mirror image are pooled together.
         flips: Whether training images are also used mirrored.
         C: Cost of the SVM; from several the best on held-out folds is taken.
         class_weight: Factor of C for the images of each class: ``"balanced"``, label -> factor, or None; as in
@@ -151,6 +152,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         patch_weight: float | None = None,
         training_descriptors: int | None = None,
         iterations: int | None = None,
+        mirror: bool | None = None,
         flips: bool | None = None,
         C: float | Sequence[float] = (0.3, 1.0, 3.0, 10.0),
         cv: int = 3,
@@ -189,6 +191,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         self.patch_weight = patch_weight
         self.training_descriptors = training_descriptors
         self.iterations = iterations
+        self.mirror = mirror
         self.flips = flips
         self.C = C
         self.cv = cv

@@ -22,7 +22,7 @@ resampling too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 import numpy as np
@@ -100,18 +100,35 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
             below = _to_layer_below(evidence, levels[level], settings)
             own = [here + above for here, above in zip(own, below, strict=True)]
         evidence = own
-    maps = _to_pixels(evidence, levels[0], images, settings)
+    maps = _facing(evidence, levels[0], images, settings, _to_pixels)
     if network.patches is not None:
         grids = network.patch_grids(images)
         found = _stage_evidence(network.patches, grids, parts[-1], stabilizer)
         border = settings.padding
         inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
-        maps = maps + pad(_patches_to_pixels(found, inner, settings), (border,) * 4)
+        maps = maps + pad(_facing(found, grids, inner, settings, _patches_to_pixels), (border,) * 4)
     if network.color is not None:
         grids = color_grids(settings, images)
         found = _stage_evidence(network.color, grids, parts[len(levels)], stabilizer)
-        maps = maps + _to_pixels(found, grids, images, settings)
+        maps = maps + _facing(found, grids, images, settings, _to_pixels)
     return maps
+
+
+def _facing(
+    evidence: Sequence[Tensor],
+    grids: Sequence[DescriptorGrid],
+    images: Tensor,
+    settings: NetworkSettings,
+    to_pixels: Callable[[Sequence[Tensor], Sequence[DescriptorGrid], Tensor, NetworkSettings], Tensor],
+) -> Tensor:
+    # The later half of the grids lies on mirror images, whose maps are turned back.
+    if not settings.mirror:
+        return to_pixels(evidence, grids, images, settings)
+    half = len(grids) // 2
+    own, mirrored = (
+        to_pixels(evidence[part], grids[part], images, settings) for part in (slice(half), slice(half, None))
+    )
+    return own + mirrored.flip(-1)
 
 
 def _stage_evidence(
@@ -158,7 +175,9 @@ def _to_pixels(
     return maps
 
 
-def _patches_to_pixels(evidence: Sequence[Tensor], images: Tensor, settings: NetworkSettings) -> Tensor:
+def _patches_to_pixels(
+    evidence: Sequence[Tensor], grids: Sequence[DescriptorGrid], images: Tensor, settings: NetworkSettings
+) -> Tensor:
     (part,) = evidence
     maps = images.new_zeros(len(images), *images.shape[-2:])
     reach = np.arange(settings.patch_side)

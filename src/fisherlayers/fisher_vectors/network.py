@@ -29,7 +29,16 @@ from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import root_of
 
-__all__ = ["FisherNetwork", "FisherStage", "color_grids", "grey_extractor", "join", "patch_grids", "reduce_descriptors"]
+__all__ = [
+    "FisherNetwork",
+    "FisherStage",
+    "color_grids",
+    "grey_extractor",
+    "join",
+    "patch_grids",
+    "reduce_descriptors",
+    "views",
+]
 
 # Relative to the mean second moment: entries that hardly vary, or are known from few images, are not blown up.
 _DAMPING = 1e-3
@@ -194,6 +203,19 @@ def grey_extractor(settings: NetworkSettings) -> DescriptorExtractor:
     return DenseSift(bin_sizes=settings.bin_sizes, step=settings.step)
 
 
+def views(settings: NetworkSettings, images: Tensor) -> list[Tensor]:
+    """Return the images whose descriptors are pooled together: the images, and their mirror images if asked for.
+
+    Args:
+        settings: Mirror is read.
+        images: (B, C, H, W).
+
+    Returns:
+        One or two batches of the same shape.
+    """
+    return [images, images.flip(-1)] if settings.mirror else [images]
+
+
 def color_grids(settings: NetworkSettings, images: Tensor) -> list[DescriptorGrid]:
     """Compute the descriptors of the colour stream: local colour statistics at the scales of SIFT.
 
@@ -202,9 +224,10 @@ def color_grids(settings: NetworkSettings, images: Tensor) -> list[DescriptorGri
         images: (B, C, H, W), C = 1 (which counts as three equal channels) or 3.
 
     Returns:
-        One grid a scale.
+        One grid a scale and view.
     """
-    return LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)(images.expand(-1, 3, -1, -1))
+    extract = LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)
+    return [grid for view in views(settings, images.expand(-1, 3, -1, -1)) for grid in extract(view)]
 
 
 def patch_grids(settings: NetworkSettings, images: Tensor, *, color: bool) -> list[DescriptorGrid]:
@@ -216,11 +239,12 @@ def patch_grids(settings: NetworkSettings, images: Tensor, *, color: bool) -> li
         color: Whether patches hold three channels.
 
     Returns:
-        One grid.
+        One grid a view.
     """
     border = settings.padding
     inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
-    return RawPatches(side=settings.patch_side, step=settings.patch_step, color=color)(inner)
+    extract = RawPatches(side=settings.patch_side, step=settings.patch_step, color=color)
+    return [grid for view in views(settings, inner) for grid in extract(view)]
 
 
 @dataclass(frozen=True)
@@ -289,9 +313,10 @@ class FisherNetwork:
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
-            One grid a scale and window; a single grid without positions where the images are too small.
+            One grid a view, scale and window; a single grid without positions where the images are too small.
         """
-        grids = grey_extractor(self.settings)(images)
+        extract = grey_extractor(self.settings)
+        grids = [grid for view in views(self.settings, images) for grid in extract(view)]
         for below in range(level):
             grids = self._above(below, self.stages[below].prepare(grids), fold)
         return grids
@@ -308,7 +333,7 @@ class FisherNetwork:
             square root of its weight's share; of unit length unless some are zero.
         """
         parts = []
-        grids = grey_extractor(self.settings)(images)
+        grids = self.grids(images, level=0)
         for level, stage in enumerate(self.stages):
             prepared = stage.prepare(grids)
             parts.append((stage.weight, stage.encode(prepared)))
@@ -330,7 +355,7 @@ class FisherNetwork:
             images: (B, C, H, W) in [0, 1], C = 1 or 3.
 
         Returns:
-            One grid.
+            One grid a view.
         """
         assert self.patches is not None
         channels = len(self.patches.components.mean) // self.settings.patch_side**2

@@ -57,6 +57,8 @@ class NetworkSettings:
         patch_weight: Share of the patches in the inner product of two images, relative to a layer's.
         training_descriptors: Sample size for each PCA and mixture.
         iterations: EM iterations of each mixture.
+        mirror: Whether the descriptors of every image and of its mirror image, left to right, are pooled together, in
+            training and later: encodings then do not tell the two apart.
         flips: Whether every training image is also used mirrored left to right.
     """
 
@@ -96,6 +98,7 @@ class NetworkSettings:
     patch_weight: float = 1.0
     training_descriptors: int = 200_000
     iterations: int = 20
+    mirror: bool = False
     flips: bool = False
 
     def __post_init__(self) -> None:
@@ -277,6 +280,7 @@ OVERRIDES = (
     "patch_weight",
     "training_descriptors",
     "iterations",
+    "mirror",
     "flips",
 )
 _PER_LAYER = ("components", "dimensions")
