@@ -21,6 +21,7 @@ from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.network import FisherStage
 from fisherlayers.fisher_vectors.parallel import reporter
 from fisherlayers.fisher_vectors.selection import select_svm
 from fisherlayers.fisher_vectors.settings import resolve_settings
@@ -174,8 +175,6 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
     train = encode_images(network, images.prepared(**resampling), folds=folds, dtype="float16", execution=execution)
     rows = np.asarray(train.rows)
     stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
-    ends = np.cumsum([stage.num_outputs for stage in stages])
-    weights = np.array([stage.weight for stage in stages])
     everything = list(range(len(stages)))
     if depth == 1:
         parts = {"shallow": everything, "layer 1 alone": [0]}
@@ -183,7 +182,7 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
         parts = {"deep": everything, "layer 2 alone": [1], "layers 1 and 2 alone": [0, 1]}
     svms, seconds = {}, 0.0
     for name, members in parts.items():
-        svms[name] = select_svm(_columns(rows, ends, weights, members), data.train.labels, settings["C"])
+        svms[name] = select_svm(stage_columns(rows, stages, members), data.train.labels, settings["C"])
         seconds = seconds or time.perf_counter() - start
     start = time.perf_counter()
     network = replace(network, projections=tuple(projection[-1:] for projection in network.projections))
@@ -193,7 +192,7 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
     outcomes = {}
     for name, members in parts.items():
         svm = svms[name]
-        scores = np.float64(linear_scores(_columns(test, ends, weights, members), svm))
+        scores = np.float64(linear_scores(stage_columns(test, stages, members), svm))
         logs = scores * svm.temperature
         logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
@@ -202,12 +201,21 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
     return outcomes
 
 
-def _columns(
-    rows: NDArray[Any], ends: NDArray[np.int64], weights: NDArray[np.float64], members: list[int]
-) -> NDArray[np.float32]:
-    """Return the encodings of some stages, scaled to the length that they would have by themselves."""
-    scale = np.float32(np.sqrt(weights.sum() / weights[members].sum()))
+def stage_columns(rows: NDArray[Any], stages: Sequence[FisherStage], members: list[int]) -> NDArray[np.float32]:
+    """Return the encodings of some stages, scaled to the length that they would have by themselves.
+
+    Args:
+        rows: encodings of all stages, (n, features).
+        stages: those of the network, in the order of the columns.
+        members: positions of the stages that are wanted.
+
+    Returns:
+        (n, features of the members).
+    """
+    weights = np.array([stage.weight for stage in stages])
+    ends = np.cumsum([stage.num_outputs for stage in stages])
     starts = [0, *ends[:-1]]
+    scale = np.float32(np.sqrt(weights.sum() / weights[members].sum()))
     return np.concatenate([np.float32(rows[:, starts[member] : ends[member]]) for member in members], axis=1) * scale
 
 
