@@ -62,6 +62,8 @@ class Contest:
         peers: which of `PEERS` take part.
         metric: "accuracy" or "error", both in per cent.
         threads: of all contenders.
+        one_fit: whether the shallow Fisher vector is the fitted deep network without its second layer, which saves a
+            fit on large sets, instead of a network of its own; the parts of both are then left out.
         notes: kept beside the figures.
     """
 
@@ -72,6 +74,7 @@ class Contest:
     peers: Sequence[str] = PEERS
     metric: str = "accuracy"
     threads: int = 2
+    one_fit: bool = False
     notes: Sequence[str] = ()
 
     def run(self, *, write: bool = True) -> dict[str, Outcome]:
@@ -93,13 +96,15 @@ class Contest:
                 self._write(outcomes)
 
         def fisher(depth: int) -> None:
-            for name, outcome in fisher_outcomes(self.data, self.settings, self.threads, depth).items():
+            found = fisher_outcomes(self.data, self.settings, self.threads, depth, one_fit=self.one_fit)
+            for name, outcome in found.items():
                 outcomes[name] = outcome
                 print(f"{name:22} {self._value(outcome):7.2f} %  fit {outcome.fit_seconds:7.1f} s", flush=True)
             if write:
                 self._write(outcomes)
 
-        fisher(1)
+        if not self.one_fit:
+            fisher(1)
         small = lambda split: resized(split.images, self.side)  # noqa: E731
         quick: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
             "linear probe": (PretrainedProbe, None),
@@ -149,7 +154,9 @@ class Contest:
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
 
 
-def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, depth: int) -> dict[str, Outcome]:
+def fisher_outcomes(
+    data: LabelledSet, settings: dict[str, Any], threads: int, depth: int, *, one_fit: bool = False
+) -> dict[str, Outcome]:
     """Fit one Deep Fisher Network, and a classifier on each of the parts of its encodings that the paper compares.
 
     Every classifier chooses its own C on training images.
@@ -159,6 +166,7 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
         settings: as in `Contest`.
         threads: over images.
         depth: 1 or 2.
+        one_fit: at depth 2, "shallow" is measured instead of the parts: all streams of the same fit but layer 2.
 
     Returns:
         At depth 1 "shallow", all streams with the time of the whole fit, and "layer 1 alone"; at depth 2 "deep", "layer
@@ -178,6 +186,8 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
     everything = list(range(len(stages)))
     if depth == 1:
         parts = {"shallow": everything, "layer 1 alone": [0]}
+    elif one_fit:
+        parts = {"deep": everything, "shallow": [0, *everything[2:]]}
     else:
         parts = {"deep": everything, "layer 2 alone": [1], "layers 1 and 2 alone": [0, 1]}
     svms, seconds = {}, 0.0
@@ -196,12 +206,12 @@ def fisher_outcomes(data: LabelledSet, settings: dict[str, Any], threads: int, d
         logs = scores * svm.temperature
         logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
-        times = (seconds, predict) if name in {"shallow", "deep"} else (0.0, 0.0)
+        times = (seconds, predict) if members == everything else (0.0, 0.0)
         outcomes[name] = Outcome(accuracy, *times, logs)
     return outcomes
 
 
-def stage_columns(rows: NDArray[Any], stages: Sequence[FisherStage], members: list[int]) -> NDArray[np.float32]:
+def stage_columns(rows: NDArray[Any], stages: Sequence[FisherStage], members: list[int]) -> NDArray[Any]:
     """Return the encodings of some stages, scaled to the length that they would have by themselves.
 
     Args:
@@ -210,13 +220,15 @@ def stage_columns(rows: NDArray[Any], stages: Sequence[FisherStage], members: li
         members: positions of the stages that are wanted.
 
     Returns:
-        (n, features of the members).
+        (n, features of the members), in the precision of the rows.
     """
+    if members == list(range(len(stages))):
+        return rows
     weights = np.array([stage.weight for stage in stages])
     ends = np.cumsum([stage.num_outputs for stage in stages])
     starts = [0, *ends[:-1]]
-    scale = np.float32(np.sqrt(weights.sum() / weights[members].sum()))
-    return np.concatenate([np.float32(rows[:, starts[member] : ends[member]]) for member in members], axis=1) * scale
+    scale = rows.dtype.type(np.sqrt(weights.sum() / weights[members].sum()))
+    return np.concatenate([rows[:, starts[member] : ends[member]] for member in members], axis=1) * scale
 
 
 def score(classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None) -> Outcome:

@@ -62,6 +62,12 @@ def test_all_parts_of_a_network_are_scored_from_one_fit():
     assert list(deep) == ["deep", "layer 2 alone", "layers 1 and 2 alone"]
     assert shallow["shallow"].accuracy == deep["deep"].accuracy == 100
     np.testing.assert_allclose(np.exp(deep["deep"].log_probabilities).sum(axis=1), 1)
+    both = fisher_outcomes(data, settings, 1, 2, one_fit=True)
+    assert list(both) == ["deep", "shallow"]
+    assert both["deep"].fit_seconds > both["shallow"].fit_seconds == 0
+    np.testing.assert_array_equal(both["deep"].log_probabilities, deep["deep"].log_probabilities)
+    # The colour stream's mixture has another seed in a network of another depth.
+    np.testing.assert_allclose(both["shallow"].log_probabilities, shallow["shallow"].log_probabilities, atol=0.2)
 
 
 def three(split):

@@ -1,0 +1,23 @@
+"""MNIST: error of the Deep Fisher Network, of the shallow Fisher vector and of their peers.
+
+Settings were chosen on held-out training images (``--validate``: 30 % of them, nothing is written); the test images are
+scored once, by the run that writes the result file. The shallow Fisher vector is the fitted deep network without its
+second layer.
+"""
+
+from typing import Any
+
+from benchmarks.image_contest import Contest, main
+from benchmarks.image_sets import LabelledSet, mnist
+
+SETTINGS: dict[str, Any] = {"preset": "small", "C": (3.0,)}
+
+
+def contest(data: LabelledSet) -> Contest:
+    """Return the contest on this data set."""
+    peers = ("HOG + SVM", "ConvNet")
+    return Contest("mnist_images", data, SETTINGS, side=28, peers=peers, metric="error", one_fit=True)
+
+
+if __name__ == "__main__":
+    main(__doc__, mnist, contest)
