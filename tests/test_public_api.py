@@ -29,6 +29,7 @@ PUBLIC = [
     "LateFusion",
     "ModuleClassifier",
     "ModuleFeatures",
+    "ModuleFisherVectors",
 ]
 
 

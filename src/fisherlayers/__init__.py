@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fisherlayers.fisher_vectors import LateFusion as LateFusion
     from fisherlayers.fisher_vectors import ModuleClassifier as ModuleClassifier
     from fisherlayers.fisher_vectors import ModuleFeatures as ModuleFeatures
+    from fisherlayers.fisher_vectors import ModuleFisherVectors as ModuleFisherVectors
     from fisherlayers.information import DenseInformation as DenseInformation
     from fisherlayers.information import DiagonalInformation as DiagonalInformation
     from fisherlayers.information import FisherInformation as FisherInformation
@@ -57,6 +58,7 @@ _HOME = {
     "LateFusion": "fisher_vectors",
     "ModuleClassifier": "fisher_vectors",
     "ModuleFeatures": "fisher_vectors",
+    "ModuleFisherVectors": "fisher_vectors",
 }
 
 __all__ = [*_HOME]

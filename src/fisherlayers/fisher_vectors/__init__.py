@@ -3,6 +3,7 @@
 from fisherlayers.fisher_vectors.classifier import DeepFisherNetwork as DeepFisherNetwork
 from fisherlayers.fisher_vectors.differentiable import FisherVectorLayer as FisherVectorLayer
 from fisherlayers.fisher_vectors.fusion import LateFusion as LateFusion
+from fisherlayers.fisher_vectors.module_fisher import ModuleFisherVectors as ModuleFisherVectors
 from fisherlayers.fisher_vectors.module_members import ModuleClassifier as ModuleClassifier
 from fisherlayers.fisher_vectors.module_members import ModuleFeatures as ModuleFeatures
 from fisherlayers.fisher_vectors.transformer import FisherVectorTransformer as FisherVectorTransformer
@@ -14,4 +15,5 @@ __all__ = [
     "LateFusion",
     "ModuleClassifier",
     "ModuleFeatures",
+    "ModuleFisherVectors",
 ]

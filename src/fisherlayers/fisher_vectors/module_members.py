@@ -46,13 +46,9 @@ def module_outputs(
     Raises:
         ValueError: If an argument lies outside its range or the outputs are of another shape.
     """
-    if channels not in {1, 3}:
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    check_channels(channels, std)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 image, got {batch_size}")
-    shift, scale = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
-    if not bool((scale > 0).all()):
-        raise ValueError(f"std must be positive, got {std}")
     listed = ImageList(images)
     if size is None and len({shape[1:] for shape in listed.shapes}) > 1:
         raise ValueError("images are of several sizes: give the size (H, W) that the module takes")
@@ -62,7 +58,7 @@ def module_outputs(
     try:
         for indices, batch in _batches(listed, size, channels, batch_size):
             with torch.inference_mode():
-                outputs = module(((batch - shift) / scale).to(device))
+                outputs = module(standardised(batch, mean, std).to(device))
                 outputs = outputs.mean(dim=(2, 3)) if outputs.ndim == 4 else outputs
             if outputs.ndim != 2 or len(outputs) != len(indices):
                 raise ValueError(f"module must return (B, F) or (B, F, h, w), got shape {tuple(outputs.shape)}")
@@ -75,6 +71,40 @@ def module_outputs(
     return rows
 
 
+def check_channels(channels: int, std: float | Sequence[float]) -> None:
+    """Refuse what no network takes.
+
+    Args:
+        channels: As for `module_outputs`.
+        std: As for `module_outputs`.
+
+    Raises:
+        ValueError: If ``channels`` is neither 1 nor 3, or a standard deviation is not positive.
+    """
+    if channels not in {1, 3}:
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    if not bool((torch.as_tensor(std, dtype=torch.float32) > 0).all()):
+        raise ValueError(f"std must be positive, got {std}")
+
+
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Return images (B, C, H, W) with the channels that a network takes: `channels` of `module_outputs`."""
+    return pixels.expand(-1, 3, -1, -1) if channels == 3 else pixels.mean(dim=1, keepdim=True)
+
+
+def resampled(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Return images (B, C, h, w) resampled to (B, C, *size); None leaves them."""
+    if size is None or tuple(pixels.shape[2:]) == tuple(size):
+        return pixels
+    return interpolate(pixels, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def standardised(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
+    """Return (x - mean) / std of pixels (B, C, H, W), channel by channel."""
+    shift, scale = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
+    return (pixels - shift) / scale
+
+
 def _batches(
     images: ImageList, size: tuple[int, int] | None, channels: int, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -82,10 +112,7 @@ def _batches(
     indices: list[int] = []
     waiting: list[Tensor] = []
     for batch in whole.batches():
-        pixels = whole.load(batch)
-        pixels = pixels.expand(-1, 3, -1, -1) if channels == 3 else pixels.mean(dim=1, keepdim=True)
-        if size is not None:
-            pixels = interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = resampled(with_channels(whole.load(batch), channels), size)
         for index, image in zip(batch.indices, pixels, strict=True):
             indices.append(index)
             waiting.append(image)
