@@ -137,3 +137,35 @@ def test_another_process_imports_no_compiler_and_loads_the_model(tmp_path):
         [sys.executable, "-c", PROGRAM, str(tmp_path / "model.pt")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+class TestReadingPastTorchsContainers:
+    """W is computed without calling the containers; where they do more than that, they are called."""
+
+    @pytest.fixture
+    def layer(self):
+        model = reconstruct(torch.nn.Sequential(torch.nn.Linear(4, 3)))
+        train(model, torch.randn(8, 4), 3)
+        return model[0]
+
+    def test_it_is_what_torch_computes(self, layer):
+        torch.testing.assert_close(layer.weight, layer.parametrizations.weight())
+        torch.testing.assert_close(layer.bias, layer.parametrizations.bias())
+
+    def test_a_cache_holds(self, layer):
+        with torch.nn.utils.parametrize.cached():
+            assert layer.weight is layer.weight
+        assert layer.weight is not layer.weight
+
+    def test_hooks_are_called(self, layer):
+        layer.parametrizations.weight.register_forward_hook(lambda module, args, output: 2 * output)
+        torch.testing.assert_close(layer.weight, layer.parametrizations.weight())
+
+    def test_another_parametrization_comes_after_ours(self, layer):
+        class Double(torch.nn.Module):
+            def forward(self, weight):
+                return 2 * weight
+
+        before = layer.weight.detach()
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+        torch.testing.assert_close(layer.weight, 2 * before)

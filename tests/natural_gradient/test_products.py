@@ -5,9 +5,9 @@ import torch
 
 from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.layer import DenseRoot, LowRankRoot
-from fisherlayers.natural_gradient import reconstruct
-from fisherlayers.natural_gradient.parametrization import originals
+from fisherlayers.natural_gradient import products, reconstruct
 from fisherlayers.natural_gradient.products import (
+    DenseFactors,
     exchange_gradient,
     exchange_value,
     fusible,
@@ -16,6 +16,7 @@ from fisherlayers.natural_gradient.products import (
     shifted_factors,
     solve,
 )
+from fisherlayers.natural_gradient.readers import originals
 from natural_gradient.cases_natural_gradient import perceptron, train, vectors
 
 N, D, R = 5, 7, 3
@@ -37,13 +38,36 @@ def test_products_are_those_of_the_root(root):
         torch.testing.assert_close(found, expected)
 
 
-def test_the_product_with_the_shift_comes_along():
-    root, rows, shift = low_rank().double(), torch.randn(N, D, requires_grad=True), torch.randn(D)
-    assert fusible(root, rows)
-    plain, offset = multiply_and_shift(rows, shifted_factors(root, shift))
+@pytest.mark.parametrize("few", [0, 1000], ids=["one node", "several"])
+@pytest.mark.parametrize("structure", ["low rank", "dense"])
+def test_the_product_and_the_shifted_bias_come_together(structure, few, monkeypatch):
+    monkeypatch.setattr(products, "_FEW", few)
+    rows, bias, shift = torch.randn(N, D, requires_grad=True), torch.randn(N, requires_grad=True), torch.randn(D)
+    root = low_rank().double() if structure == "low rank" else DenseRoot(torch.eye(D) + 0.1)
+    factors = shifted_factors(root, shift) if structure == "low rank" else DenseFactors(root.matrix, shift)
+    plain, shifted = multiply_and_shift(rows, bias, factors)
     torch.testing.assert_close(plain, root.multiply(rows))
-    torch.testing.assert_close(offset, rows @ shift)
-    assert torch.autograd.gradcheck(lambda rows: multiply_and_shift(rows, shifted_factors(root, shift)), rows)
+    torch.testing.assert_close(shifted, bias - rows @ shift)
+
+    def both(rows, bias):
+        return tuple(result.sin() for result in multiply_and_shift(rows, bias, factors))
+
+    assert torch.autograd.gradcheck(both, (rows, bias))
+    assert torch.autograd.gradgradcheck(both, (rows, bias))
+
+
+@pytest.mark.parametrize("structure", ["low rank", "dense"])
+def test_autocast_does_not_round_the_product(structure):
+    rows, bias, shift = (torch.randn(*shape).float().requires_grad_() for shape in ((N, D), (N,), (D,)))
+    root = low_rank().float() if structure == "low rank" else DenseRoot(torch.eye(D).float() + 0.1)
+    factors = shifted_factors(root, shift) if structure == "low rank" else DenseFactors(root.matrix, shift)
+    expected = root.multiply(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, shifted = multiply_and_shift(rows, bias, factors)
+        plain.backward(rows.detach())
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(shifted, bias - rows @ shift)
+    torch.testing.assert_close(rows.grad, expected)
 
 
 def test_products_can_be_differentiated_twice():

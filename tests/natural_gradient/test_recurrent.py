@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
-from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct, refresh
+from fisherlayers.natural_gradient import fold, plain_state_dict, reading, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_of, fisher_weights
+from fisherlayers.natural_gradient.products import multiply_and_shift
 from fisherlayers.natural_gradient.rules import Call, rule_of
 
 D, H, TIME, BATCH = 5, 4, 6, 3
@@ -324,13 +325,17 @@ def test_functional_call_uses_the_given_weights():
     assert not torch.allclose(found, model(x)[0])
 
 
-def test_a_weight_is_computed_once_a_pass():
+def test_a_weight_is_computed_once_a_pass(monkeypatch):
     model, x = reconstruct(made("LSTM"), **SETTINGS, rank=2), sequence()
     fisher, computed = fisher_of(model, "weight_ih_l0"), []
-    compute = fisher._plain
-    fisher._plain = lambda weight: computed.append(weight) or compute(weight)
+
+    def compute(rows, *others):
+        computed.extend([rows] if rows is fisher.weight else [])
+        return multiply_and_shift(rows, *others)
+
+    monkeypatch.setattr(reading, "multiply_and_shift", compute)
     model.eval()(x)
     assert len(computed) == 1
     model(x)
     assert len(computed) == 2
-    assert fisher._kept is None
+    assert fisher.reading._kept is None

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from fisherlayers.natural_gradient import fold, reconstruct, refresh
-from fisherlayers.natural_gradient.parametrization import fisher_of, originals
+from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.natural_gradient.readers import originals
 from natural_gradient.cases_natural_gradient import layers_of, perceptron, train, vectors
 
 ELEMENTWISE = {

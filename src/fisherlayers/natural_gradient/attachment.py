@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fisherlayers.natural_gradient.bias import FisherBias, bias_of
 from fisherlayers.natural_gradient.layout import Layout
-from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, Reader, bias_of, fisher_of
+from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
 from fisherlayers.natural_gradient.pickling import complete_class
 from fisherlayers.natural_gradient.places import ORDER, holders, place_of
+from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.rules.rule import Weight
 from fisherlayers.natural_gradient.selection import Choice
 
@@ -84,7 +86,7 @@ def _attach(host: nn.Module, found: Sequence[tuple[FisherWeight, Reader]]) -> No
     assert inner is not None
     _sort(inner._modules, order)  # so that parameters() gives them in the order of the plain module
     _sort(host._modules, ["parametrizations"])
-    complete_class(host)
+    complete_class(host, list(inner._modules))
 
 
 def detach(host: nn.Module) -> None:

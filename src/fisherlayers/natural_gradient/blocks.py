@@ -16,7 +16,8 @@ from fisherlayers.information import DenseInformation
 from fisherlayers.layer import BlockRoot, DenseRoot, Root, blocks_of
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.layout import Layout
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Reader, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 
 __all__ = ["BlockWeight"]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.natural_gradient.coordinates import value_from_plain
-from fisherlayers.natural_gradient.parametrization import Bias, fisher_of, original
+from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.places import is_host, order_of
+from fisherlayers.natural_gradient.readers import Bias, original
 from fisherlayers.natural_gradient.sharding import gathered, whole
 
 __all__ = ["accept_plain_keys", "plain_state_dict", "refuse_plain_keys"]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fisherlayers.natural_gradient.bias import FisherBias
 from fisherlayers.natural_gradient.layout import Layout
-from fisherlayers.natural_gradient.parametrization import FisherBias
 from fisherlayers.natural_gradient.sharding import writable
 
 __all__ = ["decay_plain"]

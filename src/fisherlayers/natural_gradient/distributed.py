@@ -54,7 +54,7 @@ def find_processes(fishers: Iterable[FisherWeight]) -> None:
     """
     wrapper = DistributedDataParallel._active_ddp_module if _initialized() else None
     if wrapper is None:
-        for fisher in fishers:
+        for fisher in fishers if _groups else ():
             _groups.pop(fisher, None)
         return
     if wrapper._join_config.enable:

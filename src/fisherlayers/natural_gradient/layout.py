@@ -33,7 +33,7 @@ class Layout(NamedTuple):
         if self.transposed:
             split = tensor.reshape(self.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(2)
             return split[0] if self.groups == 1 else split
-        rows = tensor.flatten(1)
+        rows = tensor if tensor.ndim == 2 else tensor.flatten(1)
         return rows if self.groups == 1 else rows.reshape(self.groups, -1, rows.shape[1])
 
     def tensor(self, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
             The weight tensor.
         """
         if not self.transposed:
-            return rows.reshape(shape)
+            return rows if rows.shape == shape else rows.reshape(shape)
         split = rows.reshape(self.groups, shape[1], -1, *shape[2:])
         return split.transpose(1, 2).reshape(shape)
 

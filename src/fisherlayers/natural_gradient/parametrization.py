@@ -1,40 +1,23 @@
-"""A weight's local Fisher layer: its state, and the parametrizations of weight and bias that read it."""
+"""A weight's local Fisher layer: the parametrization of the weight, and its state."""
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from fisherlayers.information import DenseInformation
-from fisherlayers.layer import LowRankRoot, Root, identity_root
-from fisherlayers.natural_gradient.coordinates import Coordinates, mixed, mixed_bias, unmixed, unmixed_bias
+from fisherlayers.layer import Root, identity_root
+from fisherlayers.natural_gradient.coordinates import Coordinates, mixed_bias, unmixed, unmixed_bias
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
-from fisherlayers.natural_gradient.products import (
-    Factors,
-    fusible,
-    multiply,
-    multiply_and_shift,
-    shifted_factors,
-    solve,
-)
+from fisherlayers.natural_gradient.products import solve
+from fisherlayers.natural_gradient.readers import Bias, Reader, original, parametrization_of
+from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
 from fisherlayers.natural_gradient.roots import input_coordinates
 
-__all__ = [
-    "Bias",
-    "FisherBias",
-    "FisherWeight",
-    "Reader",
-    "Settings",
-    "bias_of",
-    "fisher_of",
-    "fisher_weights",
-    "original",
-    "originals",
-]
+__all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 
 
 class Settings(NamedTuple):
@@ -49,53 +32,6 @@ class Settings(NamedTuple):
     output_damping: float = 3.0
     trust: float | None = None
     block_size: int | None = None
-
-
-class Reader(NamedTuple):
-    """A module that holds the weight, the names of weight and bias there, and the slice of the bias that it shifts.
-
-    Not ``observed`` is who reads the weight in another way than by multiplying observed inputs with it.
-    """
-
-    host: nn.Module
-    weight: str
-    bias: str | None
-    part: slice | None = None
-    observed: bool = True
-
-
-class Bias(NamedTuple):
-    """A bias d, and the slice of it that a weight shifts (None: all of it)."""
-
-    parameter: Tensor
-    part: slice | None
-
-    def view_of(self, tensor: Tensor) -> Tensor:
-        """Return that slice of the bias, of its gradient or of a buffer of an optimizer.
-
-        Args:
-            tensor: Of the shape of the bias.
-
-        Returns:
-            A view.
-        """
-        return tensor if self.part is None else tensor[self.part]
-
-
-class _Read(NamedTuple):
-    """What a weight was computed from, to recognise it when the bias is read next."""
-
-    plain: weakref.ref[Tensor]
-    weight: weakref.ref[Tensor]
-    version: int
-    with_grad: bool
-
-    @staticmethod
-    def of(plain: Tensor, weight: Tensor) -> "_Read":
-        return _Read(weakref.ref(plain), weakref.ref(weight), weight._version, torch.is_grad_enabled())
-
-    def is_of(self, weight: Tensor) -> bool:
-        return self.weight() is weight and (self.version, self.with_grad) == (weight._version, torch.is_grad_enabled())
 
 
 class FisherWeight(nn.Module):
@@ -137,11 +73,7 @@ class FisherWeight(nn.Module):
         self.register_buffer("shift", torch.zeros(*shape, size, **like))  # mean S: b = d - W' shift
         self.region = None if settings.trust is None else TrustRegion(self.root, settings.trust)
         self.pending: Moments | None = None
-        self._centres = reader.bias is not None
-        self._latest: _Read | None = None
-        self._keeps = False
-        self._kept: tuple[_Read, Tensor] | None = None
-        self._factors: tuple[tuple[int, ...], Factors] | None = None
+        self.reading = Reading()
         self.steps = 0
         self.observed_at = -1
         self.refreshed_at = -1
@@ -158,7 +90,6 @@ class FisherWeight(nn.Module):
             reader: The module, and the names of weight and bias there.
         """
         self.readers.append(reader)
-        self._centres |= reader.bias is not None
 
     def _arranged(self, rows: Tensor) -> Tensor:
         return rows
@@ -172,34 +103,10 @@ class FisherWeight(nn.Module):
         Returns:
             W, of the same shape and dtype.
         """
-        if not torch.compiler.is_compiling() and self._keeps:
-            read, plain = self._kept if self._kept is not None else (None, weight)
-            if read is None or not read.is_of(weight):
-                plain = self._plain(weight)
-                self._kept = _Read.of(plain, weight), plain
-            return plain
-        return self._plain(weight)
-
-    def keep(self, on: bool) -> None:
-        """Keep W from now on, or forget it: between two writes it is computed once.
-
-        Args:
-            on: Whether to keep it.
-        """
-        self._keeps, self._kept = on, None
-
-    def _plain(self, weight: Tensor) -> Tensor:
-        rows = self.layout.rows(weight).to(self.mean.dtype)
-        if self._centres and rows.dtype == weight.dtype and fusible(self.root, rows):
-            product, offset = multiply_and_shift(rows, self._shifted_factors(self.root))
-            plain = self.layout.tensor(mixed(self.output, product), weight.shape)
-            plain.offset = offset  # type: ignore[attr-defined]  # lives as long as this W does
-            self._latest = _Read.of(plain, weight)
-            return plain
-        return self.layout.tensor(mixed(self.output, multiply(self.root, rows)), weight.shape).to(weight.dtype)
+        return self.reading.weight(self, weight)
 
     def offset(self, weight: Tensor) -> Tensor:
-        """Return W' S μ = W' · shift; free of charge just after ``forward``, as a layer reads weight and bias.
+        """Return W' S μ = W' · shift.
 
         Args:
             weight: W', as the module holds it.
@@ -207,10 +114,6 @@ class FisherWeight(nn.Module):
         Returns:
             (out,).
         """
-        latest, self._latest = self._latest, self._latest if self._keeps else None
-        plain = None if latest is None else latest.plain()
-        if latest is not None and plain is not None and latest.is_of(weight):
-            return cast("Tensor", plain.offset)  # type: ignore[attr-defined]
         rows = self.layout.rows(weight).to(self.shift.dtype)
         return (rows @ self.shift.unsqueeze(-1)).flatten()
 
@@ -256,13 +159,6 @@ class FisherWeight(nn.Module):
 
     def _entries(self, bias: Tensor) -> Tensor:
         return self.layout.entries(bias).to(self.mean.dtype)
-
-    def _shifted_factors(self, root: LowRankRoot) -> Factors:
-        # The versions count writes in place: by a refresh, or by load_state_dict.
-        versions = tuple(tensor._version for tensor in (root.scale, root.basis, root.gains, self.shift))
-        if self._factors is None or self._factors[0] != versions:
-            self._factors = versions, shifted_factors(root, self.shift)
-        return self._factors[1]
 
     @property
     def weight(self) -> Tensor:
@@ -354,7 +250,7 @@ class FisherWeight(nn.Module):
                     setattr(module, name, buffer.expand(groups, *buffer.shape).clone())
         if self.pending is not None:
             self.pending = Moments(*(tensor.expand(groups, *tensor.shape).clone() for tensor in self.pending))
-        self._factors = self._latest = None
+        self.reading.forget()
 
     def refreshed(self) -> Coordinates | None:
         """Return the coordinates that the information asks for.
@@ -385,14 +281,6 @@ class FisherWeight(nn.Module):
             self.region.measure(self)
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle holds: not what was kept for the pass at hand.
-
-        Returns:
-            The attributes.
-        """
-        return {**self.__dict__, "_latest": None, "_kept": None, "_factors": None}
-
     def get_extra_state(self) -> Tensor:
         """Return the counters for ``state_dict``.
 
@@ -420,7 +308,8 @@ class FisherWeight(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._factors = self.pending = None
+        self.pending = None
+        self.reading.forget()
         # model.half() or .bfloat16() must not round the information and the root: there is no bf16 root.
         kept = [buffer.clone() for buffer in self.buffers()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -429,74 +318,6 @@ class FisherWeight(nn.Module):
                 if buffer.dtype in (torch.float16, torch.bfloat16):
                     buffer.data = before.to(buffer.device)
         return self
-
-
-class FisherBias(nn.Module):
-    """The parametrization b = T d - W μ of the bias next to a ``FisherWeight``, or next to several without T.
-
-    Args:
-        host: The module whose bias it will be; W' is read through it at every call, so that ``functional_call`` and
-            ``deepcopy`` find the tensor that is in place.
-        name: Of the bias there.
-        weights: Names of the weights beside it, with the slices of the bias that they shift (None: all of it).
-    """
-
-    def __init__(self, host: nn.Module, name: str, weights: Sequence[tuple[str, slice | None]]) -> None:
-        super().__init__()
-        self._host = (host,)  # in a tuple: not a submodule of its own parametrization
-        self._name = name
-        self._weights = tuple(weights)
-
-    def forward(self, bias: Tensor) -> Tensor:
-        """Return b.
-
-        Args:
-            bias: d, (out,).
-
-        Returns:
-            b, of the same shape and dtype.
-        """
-        return self._fisher.mixed_bias(bias - self._offset(bias)).to(bias.dtype)
-
-    def right_inverse(self, bias: Tensor) -> Tensor:
-        """Return d.
-
-        Args:
-            bias: b, (out,).
-
-        Returns:
-            d, of the same shape and dtype.
-        """
-        return (self._fisher.unmixed_bias(bias) + self._offset(bias)).to(bias.dtype)
-
-    @property
-    def parameter(self) -> Tensor:
-        """The parameter d."""
-        return cast("Tensor", original(self._host[0], self._name))
-
-    def beside(self) -> list[tuple[FisherWeight, slice | None]]:
-        """Return the weights that shift the bias.
-
-        Returns:
-            Local Fisher layers, with the slice of the bias that belongs to each (None: all of it).
-        """
-        return [(cast("FisherWeight", fisher_of(self._host[0], name)), part) for name, part in self._weights]
-
-    @property
-    def _fisher(self) -> FisherWeight:
-        # The first of the weights: only a bias that belongs to one weight alone has a root on its side.
-        return cast("FisherWeight", fisher_of(self._host[0], self._weights[0][0]))
-
-    def _offset(self, bias: Tensor) -> Tensor:
-        offsets = []
-        for name, part in self._weights:
-            host = self._host[0]
-            offset = cast("FisherWeight", fisher_of(host, name)).offset(cast("Tensor", original(host, name)))
-            if part is not None:
-                start, stop, _ = part.indices(len(bias))
-                offset = nn.functional.pad(offset, (start, len(bias) - stop))
-            offsets.append(offset)
-        return offsets[0] if len(offsets) == 1 else torch.stack(offsets).sum(0)
 
 
 def fisher_of(module: nn.Module, name: str = "weight") -> FisherWeight | None:
@@ -509,24 +330,8 @@ def fisher_of(module: nn.Module, name: str = "weight") -> FisherWeight | None:
     Returns:
         The ``FisherWeight``, or None if the weight is not reconstructed.
     """
-    weights = _parametrizations(module, name)
-    first = None if weights is None else weights._modules["0"]
+    first = parametrization_of(module, name)
     return first if isinstance(first, FisherWeight) else None
-
-
-def bias_of(module: nn.Module, name: str) -> FisherBias | None:
-    """Return the parametrization of a bias beside a reconstructed weight.
-
-    Args:
-        module: Any module.
-        name: Of its bias.
-
-    Returns:
-        The ``FisherBias``, or None if there is none.
-    """
-    every = _parametrizations(module, name)
-    first = None if every is None else every._modules["0"]
-    return first if isinstance(first, FisherBias) else None
 
 
 def fisher_weights(model: nn.Module) -> Iterator[FisherWeight]:
@@ -541,37 +346,3 @@ def fisher_weights(model: nn.Module) -> Iterator[FisherWeight]:
     for module in model.modules():
         if isinstance(module, FisherWeight):
             yield module
-
-
-def original(host: nn.Module, name: str) -> Tensor | None:
-    """Return the parameter behind a parametrized tensor.
-
-    Args:
-        host: Any module.
-        name: Of its weight or bias.
-
-    Returns:
-        W' or d; None if the tensor is not parametrized.
-    """
-    every = _parametrizations(host, name)
-    return None if every is None else every._parameters["original"]
-
-
-def originals(host: nn.Module, weight: str = "weight", bias: str = "bias") -> tuple[Tensor, Tensor | None]:
-    """Return the parameters of a reconstructed weight and its bias.
-
-    Args:
-        host: A module with a reconstructed weight.
-        weight: Name of the weight.
-        bias: Name of the bias.
-
-    Returns:
-        W' and d; d is None if there is no reconstructed bias.
-    """
-    return cast("Tensor", original(host, weight)), original(host, bias)
-
-
-def _parametrizations(module: nn.Module, name: str) -> nn.Module | None:
-    # Past the properties and containers on the way: this is looked up at every step.
-    every = module._modules.get("parametrizations")
-    return None if every is None else every._modules.get(name)

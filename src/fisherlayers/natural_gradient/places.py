@@ -27,7 +27,7 @@ def place_of(layer: nn.Module, name: str) -> Place:
         The module that holds it, and the last part of the name.
     """
     path, _, last = name.rpartition(".")
-    return Place(layer.get_submodule(path), last)
+    return Place(layer.get_submodule(path) if path else layer, last)
 
 
 def holders(model: nn.Module) -> dict[int, list[Place]]:

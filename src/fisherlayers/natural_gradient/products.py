@@ -5,6 +5,7 @@ is one addition, forward and backward, and rows · shift, by which the bias depe
 matrix products. That decides the step time on a CPU.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from fisherlayers.layer import LowRankRoot, Root
 
 __all__ = [
+    "DenseFactors",
     "Factors",
     "exchange_gradient",
     "exchange_value",
@@ -39,40 +41,60 @@ def multiply(root: Root, rows: Tensor) -> Tensor:
     return root.multiply(rows)
 
 
+# Numbers of a weight up to which a node written in Python takes longer than the passes that it saves.
+_FEW = 2**16
+
+
 class Factors(NamedTuple):
-    """scale I + weighted basisᵀ, a symmetric matrix; (D, r) each, with the shift as a further last column."""
+    """scale I + weighted basisᵀ, a symmetric matrix; (D, r) each, with minus the shift as a further last column."""
 
     basis: Tensor
     weighted: Tensor
     scale: float
 
 
+class DenseFactors(NamedTuple):
+    """A symmetric matrix (D, D), and the shift (D,)."""
+
+    matrix: Tensor
+    shift: Tensor
+
+
 def shifted_factors(root: LowRankRoot, shift: Tensor) -> Factors:
     """Return what ``multiply_and_shift`` multiplies by.
 
     Args:
-        root: F^(-1/2).
+        root: F^(-1/2), without leading dimensions.
         shift: (D,).
 
     Returns:
         The factors of the root, widened by the shift.
     """
-    column = shift.unsqueeze(1)
+    column = -shift.unsqueeze(1)
     weighted = torch.cat([root.basis * (root.gains - root.scale), column], 1)
     return Factors(torch.cat([root.basis, column], 1), weighted, root.scale.item())
 
 
-def multiply_and_shift(rows: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
-    """Return ``root.multiply(rows)`` and ``rows @ shift``, differentiable by the rows.
+def multiply_and_shift(rows: Tensor, bias: Tensor, factors: Factors | DenseFactors) -> tuple[Tensor, Tensor]:
+    """Return ``root.multiply(rows)`` and ``bias - rows @ shift``, differentiable by rows and bias.
 
     Args:
-        rows: (N, D).
-        factors: ``shifted_factors`` of a root that is ``fusible``.
+        rows: (N, D), not under a transform or compiler.
+        bias: (N,).
+        factors: ``shifted_factors`` of a low-rank root, or a dense root with the shift.
 
     Returns:
         (N, D) and (N,).
     """
-    both: tuple[Tensor, Tensor] = _ShiftedProduct.apply(rows, *factors)  # type: ignore[no-untyped-call]
+    if rows.numel() <= _FEW and not torch.is_autocast_enabled(rows.device.type):
+        if isinstance(factors, DenseFactors):
+            return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
+        basis, weighted, scale = factors
+        product = torch.addmm(rows, rows @ weighted[:, :-1], basis[:, :-1].mT, beta=scale)
+        return product, torch.addmv(bias, rows, basis[:, -1])
+    node = _ShiftedDenseProduct if isinstance(factors, DenseFactors) else _ShiftedProduct
+    with _full_precision():
+        both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors)  # type: ignore[no-untyped-call]
     return both
 
 
@@ -171,46 +193,66 @@ def fusible(root: Root, rows: Tensor) -> TypeGuard[LowRankRoot]:
 
 
 def _product(rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
-    result: Tensor = _LowRankProduct.apply(rows, basis, weighted, scale)  # type: ignore[no-untyped-call]
+    with _full_precision():
+        result: Tensor = _LowRankProduct.apply(rows, basis, weighted, scale)  # type: ignore[no-untyped-call]
     return result
 
 
-# Autocast would round the products, and give a gradient of another type than the factors.
-_full_precision = torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def _full_precision() -> AbstractContextManager[Any]:
+    # Autocast would round the products, and give a gradient of another type than the factors.
+    if not torch.is_autocast_enabled("cpu"):
+        return _NOTHING
+    return torch.autocast("cpu", enabled=False)
 
 
 class _LowRankProduct(torch.autograd.Function):
     """rows (scale I + weighted basisᵀ), a symmetric matrix: the derivative is the same map."""
 
     @staticmethod
-    @_full_precision  # type: ignore[untyped-decorator]
     def forward(ctx: Any, rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
         return (rows @ weighted @ basis.mT).add_(rows, alpha=scale)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         return _product(gradient, basis, weighted, ctx.scale), None, None, None
 
 
 class _ShiftedProduct(torch.autograd.Function):
-    """The same, with a last column in basis and weighted, the shift: rows · shift is a second result."""
+    """The same; the last column of basis and weighted, minus the shift, gives what is added to the bias."""
 
     @staticmethod
-    @_full_precision  # type: ignore[untyped-decorator]
-    def forward(ctx: Any, rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, rows: Tensor, bias: Tensor, basis: Tensor, weighted: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(basis, weighted)
         ctx.scale = scale
         products = rows @ weighted
-        plain = (products[:, :-1] @ basis[:, :-1].mT).add_(rows, alpha=scale)
-        return plain, products[:, -1].clone()
+        return (products[:, :-1] @ basis[:, :-1].mT).add_(rows, alpha=scale), bias + products[:, -1]
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor, offset: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
-        products = torch.cat([gradient @ weighted[:, :-1], offset.unsqueeze(1)], 1)
-        return (products @ basis.mT).add_(gradient, alpha=ctx.scale), None, None, None
+        with _full_precision():
+            products = torch.cat([gradient @ weighted[:, :-1], shifted.unsqueeze(1)], 1)
+            return (products @ basis.mT).add_(gradient, alpha=ctx.scale), shifted, None, None, None
+
+
+class _ShiftedDenseProduct(torch.autograd.Function):
+    """rows matrix, for a symmetric matrix, and bias - rows · shift."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor, matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(matrix, shift)
+        return rows @ matrix, torch.addmv(bias, rows, shift, alpha=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        matrix, shift = ctx.saved_tensors
+        with _full_precision():
+            return torch.addr(gradient @ matrix, shifted, shift, alpha=-1), shifted, None, None

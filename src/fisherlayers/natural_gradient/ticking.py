@@ -7,32 +7,31 @@ only adds to sums; an optimizer's step enters them into the information, then re
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
+from fisherlayers.natural_gradient.bias import FisherBias, bias_of
 from fisherlayers.natural_gradient.decay import decay_plain
 from fisherlayers.natural_gradient.distributed import find_processes, refreshed_together, share_pending
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
-from fisherlayers.natural_gradient.parametrization import FisherBias, FisherWeight, bias_of, fisher_of
+from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
 from fisherlayers.natural_gradient.places import place_of
 from fisherlayers.natural_gradient.region import limit_steps
+from fisherlayers.natural_gradient.registry import Registry
 from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Rule
 from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.transport import move
 
-Module = TypeVar("Module", bound=nn.Module)
-
 __all__ = ["refresh_weights", "unwatch", "watch"]
 
-_fishers: MutableMapping[Any, weakref.ref[FisherWeight]] = WeakIdKeyDictionary()  # by W'
+_fishers: Registry[FisherWeight] = Registry()  # by W'
 _watched: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()
-_biases: MutableMapping[Any, weakref.ref[FisherBias]] = WeakIdKeyDictionary()  # by d
+_biases: Registry[FisherBias] = Registry()  # by d
 
 _OBSERVATION = "_observation_of_inputs"
 
@@ -74,9 +73,9 @@ def unwatch(layer: nn.Module) -> None:
     if observation is None:
         return
     for fisher in _observed(layer, observation).values():
-        _fishers.pop(fisher.weight, None)
+        _fishers.remove(fisher.weight)
         for bias in _biases_of(fisher):
-            _biases.pop(bias.parameter, None)
+            _biases.remove(bias.parameter)
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _hook("before_forward"):
             del layer._forward_pre_hooks[key]
@@ -108,14 +107,13 @@ def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWe
 
 
 def _remember(fisher: FisherWeight) -> None:
-    _watched.add(fisher)
     weight = fisher.weight
-    known = _fishers.get(weight)
-    if known is not None and known() is fisher:
+    if _fishers.get(weight) is fisher:
         return
-    _fishers[weight] = weakref.ref(fisher)
+    _watched.add(fisher)
+    _fishers.put(weight, fisher)
     for bias in _biases_of(fisher):
-        _biases[bias.parameter] = weakref.ref(bias)
+        _biases.put(bias.parameter, bias)
 
 
 def _biases_of(fisher: FisherWeight) -> list[FisherBias]:
@@ -135,13 +133,13 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         _observe(layer, observation.rule, Call(args, kwargs, 0), fishers)
     if observation.rule.repeats:
         for fisher in fishers.values():
-            fisher.keep(True)
+            fisher.reading.keep(True)
 
 
 def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
     for fisher in _observed(layer, observation).values() if observation is not None else ():
-        fisher.keep(False)
+        fisher.reading.keep(False)
 
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
@@ -190,19 +188,21 @@ def __getattr__(name: str) -> Any:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    fishers, biases = _stepped(optimizer)
+    fishers = _stepped(optimizer)
     _absorb(fishers)
-    refresh_weights([fisher for fisher in fishers if fisher.refresh_due], (optimizer,))
+    due = [fisher for fisher in fishers if fisher.refresh_due]
+    if due:
+        refresh_weights(due, (optimizer,))
     for fisher in fishers:
         if fisher.region is not None:
             fisher.region.begin(fisher)
-    decay_plain(optimizer, biases)
+    decay_plain(optimizer, _stepped_biases(optimizer, fishers))
     for fisher in fishers:
         fisher.steps += 1
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    fishers, _ = _stepped(optimizer)
+    fishers = _stepped(optimizer)
     limit_steps(fishers)
     # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
     if len(args) > 1 or kwargs:
@@ -215,27 +215,27 @@ def _absorb(fishers: Sequence[FisherWeight]) -> None:
         fisher.absorb()
 
 
-def _stepped(optimizer: Optimizer) -> tuple[list[FisherWeight], list[FisherBias]]:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(parameter not in _fishers and is_sharded(parameter) for parameter in parameters):
+def _stepped(optimizer: Optimizer) -> list[FisherWeight]:
+    parameters = _parameters(optimizer)
+    if any(is_sharded(parameter) and _fishers.get(parameter) is None for parameter in parameters):
         for watched in list(_watched):  # fully_shard has put other parameters in the place of those that were watched
             _remember(watched)
-    fishers: list[FisherWeight] = []
-    biases: dict[FisherBias, None] = {}  # in an order that is the same in all processes
-    for parameter in parameters:
-        fisher = _found(_fishers, parameter)
-        if fisher is not None and fisher.weight is parameter:
-            fishers.append(fisher)
-            biases |= dict.fromkeys(_biases_of(fisher))
-        bias = _found(_biases, parameter)
+    found = [(parameter, _fishers.get(parameter)) for parameter in parameters]
+    return [fisher for parameter, fisher in found if fisher is not None and fisher.weight is parameter]
+
+
+def _stepped_biases(optimizer: Optimizer, fishers: Iterable[FisherWeight]) -> Iterator[FisherBias]:
+    # In an order that is the same in all processes; beside a weight or held by the optimizer itself.
+    biases = dict.fromkeys(bias for fisher in fishers for bias in _biases_of(fisher))
+    for parameter in _parameters(optimizer):
+        bias = _biases.get(parameter)
         if bias is not None and bias.parameter is parameter:
             biases[bias] = None
-    return fishers, list(biases)
+    yield from biases
 
 
-def _found(known: MutableMapping[Any, weakref.ref[Module]], parameter: Tensor) -> Module | None:
-    reference = known.get(parameter)
-    return None if reference is None else reference()
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 register_optimizer_step_pre_hook(_before_step)

@@ -19,7 +19,8 @@ from fisherlayers.natural_gradient.activations import Activation
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Reader, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 
 __all__ = ["UnitCoordinates", "UnitWeight", "check_size", "homogeneous", "released_coordinates", "unit_moments"]
