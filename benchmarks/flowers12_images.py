@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.image_contest import Contest, main
 from benchmarks.image_sets import LabelledSet, flowers_12
 
-SETTINGS: dict[str, Any] = {"preset": "photos", "step": 8, "components": (256, 128), "C": (3.0, 10.0)}
+SETTINGS: dict[str, Any] = {"preset": "photos", "step": 6, "components": (256, 128), "flips": True, "C": (3.0, 10.0)}
 
 
 def contest(data: LabelledSet) -> Contest:

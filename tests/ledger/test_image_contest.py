@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from benchmarks.image_contest import Outcome, class_mean_accuracy, fisher_outcomes, fused
-from benchmarks.image_peers import BagOfWords, resized
+from benchmarks.image_hybrid import Rows, late_fusion, together
+from benchmarks.image_peers import BagOfWords, linear_scores, resized
 from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 
 
@@ -29,6 +30,36 @@ def test_fusion_adds_log_probabilities():
     assert (both.fit_seconds, both.predict_seconds) == (4.0, 6.0)
     with pytest.raises(ValueError, match="log_probabilities"):
         fused(first, Outcome(0.0, 0.0, 0.0), np.array([1, 0]))
+
+
+def rows_of(noise, seed, views=1):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1, 2], 20)
+    noisy = [np.eye(3)[labels] + noise * rng.normal(size=(60, 3)) for _ in range(views + 1)]
+    return Rows(np.float16(np.concatenate(noisy[1:])), np.float16(noisy[0]), 1.0), labels
+
+
+def test_sources_side_by_side_and_fused():
+    (good, labels), (poor, _) = rows_of(0.4, 0, views=2), rows_of(0.8, 1)
+    both, svm = together([good, poor], labels, (1.0, 10.0))
+    assert both.train.shape == (120, 6)
+    # The mirror images of the one are beside the same rows of the other.
+    np.testing.assert_array_equal(both.train[:60, 3:], both.train[60:, 3:])
+    np.testing.assert_allclose(both.test[:, :3], good.test / np.sqrt(2), atol=1e-3)
+    right = (linear_scores(both.test, svm).argmax(1) == labels).mean()
+    fusion, scores = late_fusion({"good": good, "poor": poor}, labels)
+    assert scores.shape == (60, 3)
+    assert fusion.weights_["good"] > fusion.weights_["poor"] > 0
+    assert min(right, (scores.argmax(1) == labels).mean()) > 0.85
+
+
+def test_members_of_the_fusion_do_not_score_what_they_learned_from():
+    # Noise that fills its space: a classifier knows its training images by heart, and nothing else.
+    rng = np.random.default_rng(0)
+    good, labels = rows_of(0.4, 0)
+    noise = Rows(rng.normal(size=(60, 200)), rng.normal(size=(60, 200)), 100.0)
+    fusion, _ = late_fusion({"good": good, "noise": noise}, labels)
+    assert fusion.weights_["noise"] * fusion.temperatures_["noise"] < 0.1 * fusion.temperatures_["good"]
 
 
 def test_splits_are_by_class_and_disjoint():
@@ -62,6 +93,9 @@ def test_all_parts_of_a_network_are_scored_from_one_fit():
     assert list(deep) == ["deep", "layer 2 alone", "layers 1 and 2 alone"]
     assert shallow["shallow"].accuracy == deep["deep"].accuracy == 100
     np.testing.assert_allclose(np.exp(deep["deep"].log_probabilities).sum(axis=1), 1)
+    flipped = fisher_outcomes(data, settings | {"flips": True}, 1, 2)["deep"]
+    assert flipped.accuracy == 100
+    assert (len(flipped.rows.train), len(deep["deep"].rows.train), len(flipped.rows.test)) == (60, 30, 18)
     both = fisher_outcomes(data, settings, 1, 2, one_fit=True)
     assert list(both) == ["deep", "shallow"]
     assert both["deep"].fit_seconds > both["shallow"].fit_seconds == 0
