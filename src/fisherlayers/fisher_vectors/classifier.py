@@ -82,7 +82,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
         mirror: Whether the descriptors of an image and of its mirror image are pooled together.
-        flips: Whether training images are also used mirrored.
+        flips: Whether training images are also used mirrored; preset ``"photos"`` does. Turn it off where left and right
+            tell classes apart, as in writing.
         C: Cost of the SVM; from several the best on held-out folds is taken.
         class_weight: Factor of C for the images of each class: ``"balanced"``, label -> factor, or None; as in
             scikit-learn's ``LinearSVC``. Held-out accuracies are weighted alike.
@@ -280,7 +281,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
                 copies = (2,) + (1,) * (labels.ndim - 1)
                 images, labels, folds = images.mirrored(), np.tile(labels, copies), np.tile(folds, 2)
             encoded = encode_images(network, images, folds=folds, dtype=self.encoding_dtype, execution=execution)
-            warn_empty(encoded.empty, len(images))
+            # An image and its mirror image are too small together.
+            warn_empty(encoded.empty * count // len(images), count)
             execution.report("classifier", 0, 1)
             svm = None
             if processes.is_first:
