@@ -82,8 +82,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
         mirror: Whether the descriptors of an image and of its mirror image are pooled together.
-        flips: Whether training images are also used mirrored; preset ``"photos"`` does. Turn it off where left and right
-            tell classes apart, as in writing.
+        flips: Whether training images are also used mirrored; preset ``"photos"`` does. Turn it off where left and
+            right tell classes apart, as in writing.
         C: Cost of the SVM; from several the best on held-out folds is taken.
         class_weight: Factor of C for the images of each class: ``"balanced"``, label -> factor, or None; as in
             scikit-learn's ``LinearSVC``. Held-out accuracies are weighted alike.
