@@ -21,6 +21,7 @@ from benchmarks.image_peers import (
     BagOfWords,
     PretrainedFisherVectors,
     PretrainedProbe,
+    ProbeOfTheSamePass,
     ResNet18,
     linear_scores,
     resized,
@@ -128,8 +129,9 @@ class Contest:
         fisher(2)
         if PROBE in self.peers:
             enter(PROBE, PretrainedProbe)
-            enter(WIDE, lambda: PretrainedProbe(320, mirror=True))
-            enter(MAPS, PretrainedFisherVectors)
+            maps = PretrainedFisherVectors()
+            enter(MAPS, lambda: maps)
+            enter(WIDE, lambda: ProbeOfTheSamePass(maps))
             self._hybrids(outcomes)
             if write:
                 self._write(outcomes)
@@ -148,8 +150,7 @@ class Contest:
     def _hybrids(self, outcomes: dict[str, Outcome]) -> None:
         labels, truth = self.data.train.labels, self.data.test.labels
         rows = {name: found for name in ("deep", WIDE, MAPS) if (found := outcomes[name].rows) is not None}
-        joined = {"hybrid": list(rows), "hybrid without Fisher vectors of maps": ["deep", WIDE]}
-        joined["pretrained alone, both"] = [WIDE, MAPS]
+        joined = {"hybrid": list(rows), "both of pretrained features, without the network": [WIDE, MAPS]}
         for name, members in joined.items():
             both, svm = together([rows[member] for member in members], labels, (1.0, 3.0, 10.0))
             outcomes[name] = Outcome(class_mean_accuracy(linear_scores(both.test, svm).argmax(1), truth), 0.0, 0.0)

@@ -249,19 +249,62 @@ class PretrainedFisherVectors(PretrainedProbe):
 
     def learn(self, images: Any) -> NDArray[np.float32]:
         """Learn PCA, mixture and information, which see no label, and return the encodings of the images, (n, F)."""
-        self.extract_ = ModuleFisherVectors(
+        self.extract_ = _MapsAndMeans(
             PretrainedMaps(),
             [(self.side, self.side)],
             components=self.components,
             dimensions=self.dimensions,
-            training_images=500,
+            training_images=300,
             random_state=0,
         ).fit(images)
-        return self.encode(images)
+        rows = self.encode(images)
+        self.means_ = self.extract_.means_
+        return rows
 
     def encode(self, images: Any) -> NDArray[np.float32]:
         """Return the encodings of new images, (n, F)."""
         return np.asarray(self.extract_.transform(images))
+
+
+class ProbeOfTheSamePass(PretrainedProbe):
+    """The linear probe on the means over positions and mirror images from the maps that Fisher vectors were made of.
+
+    Its times leave out the network's own, which those of the Fisher vectors hold.
+
+    Args:
+        maps: fitted, and has scored the test images already.
+    """
+
+    def __init__(self, maps: PretrainedFisherVectors) -> None:
+        super().__init__(maps.side, mirror=True)
+        self.maps = maps
+
+    def learn(self, images: Any) -> NDArray[np.float32]:
+        """Learn mean and deviation of the features, and return the encodings of the training images, (n, 1280)."""
+        features = self.maps.means_
+        self.mean_, self.deviation_ = features.mean(0), features.std(0) + 1e-6
+        return self._scaled(features)
+
+    def encode(self, images: Any) -> NDArray[np.float32]:
+        """Return the encodings of the test images, (n, 1280)."""
+        return self._scaled(self.maps.extract_.means_)
+
+
+class _MapsAndMeans(ModuleFisherVectors):
+    """Fisher vectors of maps; the means of the network's head on the same maps are kept as `means_`."""
+
+    def transform(self, images: Any) -> NDArray[np.float32]:
+        self.means_ = np.zeros((len(images), 1280), dtype=np.float32)
+        rows: NDArray[np.float32] = super().transform(images)
+        return rows
+
+    def _maps(self, listed: Any, chosen: Any) -> Any:
+        for indices, grids in super()._maps(listed, chosen):
+            if hasattr(self, "means_"):
+                with torch.inference_mode():
+                    means = [self.module.head(grid.descriptors.movedim(-1, 1)).mean(dim=(2, 3)) for grid in grids]
+                self.means_[list(indices)] = torch.stack(means).mean(0).numpy()
+            yield indices, grids
 
 
 class PretrainedMaps(nn.Module):
@@ -278,6 +321,11 @@ class PretrainedMaps(nn.Module):
         for block in network._blocks:
             maps = block(maps)
         return maps
+
+    def head(self, maps: Tensor) -> Tensor:
+        """Return the features of every position, (B, 1280, h, w)."""
+        features: Tensor = self.network._swish(self.network._bn1(self.network._conv_head(maps)))
+        return features
 
 
 def pretrained_network() -> Any:
