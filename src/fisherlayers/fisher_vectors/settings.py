@@ -278,6 +278,7 @@ OVERRIDES = (
     "color_weight",
     "intensity_weight",
     "patch_side",
+    "patch_step",
     "patch_weight",
     "training_descriptors",
     "iterations",
