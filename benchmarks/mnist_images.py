@@ -10,7 +10,19 @@ from typing import Any
 from benchmarks.image_contest import Contest, main
 from benchmarks.image_sets import LabelledSet, mnist
 
-SETTINGS: dict[str, Any] = {"preset": "small", "C": (3.0,)}
+SETTINGS: dict[str, Any] = {
+    "preset": "small",
+    "components": (128, 64),
+    "intensity_weight": 0.0,
+    "patch_step": 2,
+    "patch_components": 64,
+    "patch_dimensions": 36,
+    "patch_weight": 0.5,
+    "layer_weight": 0.8,
+    "projection_images": 8_000,
+    "training_descriptors": 100_000,
+    "C": (3.0,),
+}
 
 
 def contest(data: LabelledSet) -> Contest:
