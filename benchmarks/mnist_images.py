@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "patch_dimensions": 36,
     "patch_weight": 0.5,
     "layer_weight": 0.8,
-    "projection_images": 8_000,
+    "projection_images": 5_000,
     "training_descriptors": 100_000,
     "C": (3.0,),
 }

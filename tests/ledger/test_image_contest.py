@@ -88,6 +88,7 @@ def test_all_parts_of_a_network_are_scored_from_one_fit():
     data = data._replace(train=three(data.train), test=three(data.test))
     settings = {"preset": "photos", "components": (4, 3), "dimensions": (8, 6), "bin_sizes": (3,), "C": (1.0,)}
     settings |= {"windows": (2,), "training_descriptors": 500, "step": 6, "iterations": 3, "cross_fit": 2}
+    settings |= {"flips": False}
     shallow, deep = (fisher_outcomes(data, settings, 1, depth) for depth in (1, 2))
     assert list(shallow) == ["shallow", "layer 1 alone"]
     assert list(deep) == ["deep", "layer 2 alone", "layers 1 and 2 alone"]
