@@ -178,3 +178,44 @@ def test_a_large_mean_costs_no_accuracy_in_float32():
     covariance = torch.cov(inputs.float().double().T, correction=0)
     whitened = root @ covariance @ root
     torch.testing.assert_close(whitened / whitened.diagonal().mean(), torch.eye(6), rtol=0, atol=0.02)
+
+
+class TestAutomaticDamping:
+    """Few rows for many inputs ask for more of it; D / N is how far a covariance of noise alone is from its mean."""
+
+    def damping_after(self, rows, *, batches=1, **settings):
+        model = reconstruct(nn.Linear(40, 2), **settings)
+        for _ in range(batches):
+            model(torch.randn(rows, 40)).square().mean().backward()
+        sgd(model).step()
+        return fisher_of(model)
+
+    @pytest.mark.parametrize(("rows", "expected"), [(4, 19.2), (8, 9.6), (25, 3.072), (26, 3.0), (1000, 3.0)])
+    def test_it_follows_the_rows_of_a_step(self, rows, expected):
+        assert self.damping_after(rows).damping == pytest.approx(expected)
+
+    def test_batches_that_are_accumulated_count_together(self):
+        assert self.damping_after(4, batches=2).damping == pytest.approx(9.6)
+
+    def test_the_root_is_made_with_it(self):
+        torch.manual_seed(0)
+        automatic = self.damping_after(4)
+        torch.manual_seed(0)
+        given = self.damping_after(4, damping=automatic.damping)
+        assert given.settings.damping == automatic.damping
+        torch.testing.assert_close(automatic.root.dense(), given.root.dense(), rtol=0, atol=0)
+        torch.manual_seed(0)
+        assert not torch.allclose(automatic.root.dense(), self.damping_after(4, damping=3.0).root.dense())
+
+    def test_what_was_given_stays(self):
+        assert self.damping_after(4, damping=0.5).damping == 0.5
+
+    def test_a_checkpoint_holds_the_rows_and_older_ones_do_without(self):
+        fisher = self.damping_after(4)
+        state = fisher.get_extra_state()
+        fresh = fisher_of(reconstruct(nn.Linear(40, 2)))
+        assert fresh.damping == 3.0
+        fresh.set_extra_state(state)
+        assert (fresh.damping, fresh.steps) == (fisher.damping, fisher.steps)
+        fresh.set_extra_state(state[:3])
+        assert (fresh.damping, fresh.steps) == (3.0, fisher.steps)

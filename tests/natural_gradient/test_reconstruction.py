@@ -180,6 +180,9 @@ class TestRefusals:
         [
             ({"damping": 0.0}, "damping must be positive and finite"),
             ({"damping": float("nan")}, "damping must be positive and finite"),
+            ({"damping": None}, "damping must be positive and finite .* or 'auto', got None"),
+            ({"damping": "large"}, "damping must be positive and finite .* or 'auto', got 'large'"),
+            ({"mode": "kronecker", "output_damping": "auto"}, "output_damping must be positive .* or None, got 'auto'"),
             ({"decay": 1.5}, r"decay must lie in \[0, 1\]"),
             ({"refresh_every": 0}, "refresh_every must be a whole number"),
             ({"refresh_every": 2.5}, "refresh_every must be a whole number"),

@@ -41,6 +41,11 @@ class BlockWeight(FisherWeight):
         information = DenseInformation(width + 1, decay=self.settings.decay, batch_shape=(blocks,), **like)
         return information, BlockRoot(torch.eye(width, **like).repeat(blocks, 1, 1), size)
 
+    @property
+    @override
+    def _size(self) -> int:
+        return self.origin.shape[-1]
+
     @override
     def _arranged(self, rows: Tensor) -> Tensor:
         return blocks_of(rows, *self.origin.shape)
@@ -60,7 +65,7 @@ class BlockWeight(FisherWeight):
             moment,
             origin,
             centred=self.centred,
-            damping=self.settings.damping,
+            damping=self.damping,
             previous=dense,
         )
         if found is None:

@@ -61,7 +61,7 @@ class DiagonalWeight(FisherWeight):
         if pending is not None:
             moment = pending.sums[:-1] / pending.number
             self.information.update_from_moment(moment, pending.number, new_step=self.observed_at != self.steps)
-            self.observed_at = self.steps
+            self._observed(int(pending.number))
 
     @override
     def refreshed(self) -> Coordinates | None:
@@ -72,6 +72,6 @@ class DiagonalWeight(FisherWeight):
         """
         frequencies = self.information.value().double()
         total = frequencies.sum(-1, keepdim=True)
-        damped = frequencies + self.settings.damping * total / frequencies.shape[-1]
+        damped = frequencies + self.damping * total / frequencies.shape[-1]
         scale = (total / (frequencies / damped).sum(-1, keepdim=True)).sqrt()  # tr(S F S) = tr F
         return Coordinates(DiagonalRoot((scale * damped.rsqrt()).to(self.mean.dtype)), torch.zeros_like(self.mean))

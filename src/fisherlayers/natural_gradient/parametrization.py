@@ -15,7 +15,7 @@ from fisherlayers.natural_gradient.products import solve
 from fisherlayers.natural_gradient.readers import Bias, Reader, original, parametrization_of
 from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
-from fisherlayers.natural_gradient.roots import input_coordinates
+from fisherlayers.natural_gradient.roots import automatic_damping, input_coordinates
 
 __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 
@@ -23,7 +23,7 @@ __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 class Settings(NamedTuple):
     """How a local Fisher layer follows its input; see ``reconstruct``."""
 
-    damping: float
+    damping: float | None
     decay: float
     refresh_every: int
     statistics_every: int
@@ -75,6 +75,7 @@ class FisherWeight(nn.Module):
         self.pending: Moments | None = None
         self.reading = Reading()
         self.steps = 0
+        self.rows = 0
         self.observed_at = -1
         self.refreshed_at = -1
 
@@ -181,6 +182,15 @@ class FisherWeight(nn.Module):
         return Coordinates(self.root, self.mean, self.output)
 
     @property
+    def damping(self) -> float:
+        """λ, relative to the mean eigenvalue: as it was set, or by the inputs that a step sees."""
+        return automatic_damping(self._size, self.rows) if self.settings.damping is None else self.settings.damping
+
+    @property
+    def _size(self) -> int:
+        return self.mean.shape[-1]
+
+    @property
     def centred(self) -> bool:
         """Whether the mean may move: all products with it have a bias added that is trained."""
         biases, observed = self.biases(), [reader for reader in self.readers if reader.observed]
@@ -233,6 +243,11 @@ class FisherWeight(nn.Module):
         pending = about(pending, self.origin)
         count = pending.number.flatten()[0]
         self.information.update_from_moment(pending.sums / count, count, new_step=self.observed_at != self.steps)
+        self._observed(int(count))
+
+    def _observed(self, rows: int) -> None:
+        # A closure may enter the batch of a step in several parts.
+        self.rows = rows + (self.rows if self.observed_at == self.steps else 0)
         self.observed_at = self.steps
 
     @torch.no_grad()
@@ -262,7 +277,7 @@ class FisherWeight(nn.Module):
             self.information.value(),
             self.origin,
             centred=self.centred,
-            damping=self.settings.damping,
+            damping=self.damping,
             previous=self.root,
         )
 
@@ -285,17 +300,18 @@ class FisherWeight(nn.Module):
         """Return the counters for ``state_dict``.
 
         Returns:
-            Steps, step of the last observation, step of the last refresh.
+            Steps, step of the last observation, step of the last refresh, inputs in the last observation.
         """
-        return torch.tensor([self.steps, self.observed_at, self.refreshed_at])
+        return torch.tensor([self.steps, self.observed_at, self.refreshed_at, self.rows])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the counters from a ``state_dict``.
 
         Args:
-            state: As ``get_extra_state`` returned it.
+            state: As ``get_extra_state`` returned it; the last number may be missing.
         """
-        self.steps, self.observed_at, self.refreshed_at = state.tolist()
+        self.steps, self.observed_at, self.refreshed_at, *rows = state.tolist()
+        self.rows = rows[0] if rows else 0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mean = state_dict.get(prefix + "mean")

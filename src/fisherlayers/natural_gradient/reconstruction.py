@@ -27,7 +27,7 @@ def reconstruct(
     model: Model,
     *,
     mode: Mode = "input",
-    damping: float = 3.0,
+    damping: float | Literal["auto"] = "auto",
     output_damping: float | None = None,
     trust_region: float | Literal["auto"] | None = "auto",
     activations: Mapping[str, str | nn.Module] | None = None,
@@ -64,7 +64,9 @@ def reconstruct(
             is then K-FAC (other kinds of layers as with ``"input"``). ``"unit"``: one per output unit, from the layer's
             input weighted by what the unit's output tells about it (the relative information of Sun and Nielsen, ICML
             2017), for the same kinds of layers, up to 2^28 numbers a layer.
-        damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0.
+        damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0. ``"auto"`` is 3, and
+            more for a layer that has more inputs than 1.6 times the rows (samples x positions) of a step: batches that
+            small do not tell its small directions from noise (``automatic_damping`` in ``roots.py``).
         output_damping: The same for the covariance of the derivatives, in mode ``"kronecker"``; None for 3.
         trust_region: How much a step may change a layer's outputs, relative to its inputs (root mean squares); longer
             steps of any optimizer are shortened. None for no limit; ``"auto"`` is 0.03 in mode ``"kronecker"``.
@@ -115,10 +117,11 @@ def reconstruct(
             raise ValueError(f"{name} belongs to mode 'unit', and mode is {mode!r}: leave it out")
     if output_damping is not None and mode != "kronecker":
         raise ValueError(f"output_damping belongs to mode 'kronecker', and mode is {mode!r}: leave it out")
-    for name, number in (("damping", damping), ("output_damping", 3.0 if output_damping is None else output_damping)):
-        if not 0 < number < float("inf"):
+    for name, number, other in (("damping", damping, "auto"), ("output_damping", output_damping, None)):
+        if number != other and not (isinstance(number, int | float) and 0 < number < float("inf")):
             raise ValueError(
-                f"{name} must be positive and finite (it is relative to the mean eigenvalue), got {number}"
+                f"{name} must be positive and finite (it is relative to the mean eigenvalue) or {other!r}, "
+                f"got {number!r}"
             )
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay}")
@@ -130,7 +133,7 @@ def reconstruct(
     if not (block_size is None or (isinstance(block_size, int) and block_size >= 1)):
         raise ValueError(f"block_size must be a whole number of inputs, at least 1, or None, got {block_size!r}")
     settings = Settings(
-        damping,
+        None if damping == "auto" else damping,
         decay,
         refresh_every,
         statistics_every,

@@ -7,9 +7,28 @@ from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_fro
 from fisherlayers.layer import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 
-__all__ = ["input_coordinates", "plain_coordinates"]
+__all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
 
-_MOST_POWER = 4.0  # times tr C; measured: see benchmarks/README.md
+# Measured: see benchmarks/README.md.
+_MOST_POWER = 4.0  # times tr C
+_DAMPING = 3.0
+_NOISE = 0.64
+
+
+def automatic_damping(size: int, rows: int) -> float:
+    """Return a damping that a batch can bear: more of it where few inputs tell about many directions.
+
+    A covariance of D directions from N inputs is known to about D / N of its mean eigenvalue, and so noisy are the
+    gradients of a step along them; below that whitening would amplify noise.
+
+    Args:
+        size: D.
+        rows: N, the inputs in the batches of one step (samples x positions); 0 if that is not known.
+
+    Returns:
+        λ relative to the mean eigenvalue.
+    """
+    return _DAMPING * max(1.0, _NOISE * size / rows) if rows else _DAMPING
 
 
 def input_coordinates(

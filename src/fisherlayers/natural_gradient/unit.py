@@ -178,11 +178,11 @@ class UnitWeight(FisherWeight):
                 self.information.count.fill_(number / (1 - self.settings.decay))
         moment = about(pending, self.origin).sums / number
         self.information.update_from_moment(moment, number, new_step=self.observed_at != self.steps)
-        self.observed_at = self.steps
+        self._observed(number)
 
     @override
     def refreshed(self) -> Coordinates | None:
-        values, damping = self.information.value(), self.settings.damping
+        values, damping = self.information.value(), self.damping
         if self.compat:
             found = released_coordinates(values, damping=damping, centred=self.centred)
             gain = found.gain.unsqueeze(-1).expand_as(self.output.gains)
