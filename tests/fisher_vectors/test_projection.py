@@ -106,6 +106,22 @@ def test_principal_rows_are_the_singular_vectors():
     np.testing.assert_allclose(np.abs(rows.numpy() @ expected.T), np.eye(5), atol=1e-8)
 
 
+def test_principal_rows_of_many_encodings(monkeypatch, tmp_path):
+    """By iteration: the same span as far as the spectrum tells directions apart, bit for bit on disk and in threads."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0, 4, 60).neg().exp()
+    encodings = (torch.randn(300, 60, generator=generator) * spread + 3).float()
+    exact = principal_rows(encodings, 8)
+    encodings.numpy().tofile(tmp_path / "rows.bin")
+    on_disk = StoredRows(tmp_path / "rows.bin", tuple(encodings.shape), "float32")
+    monkeypatch.setattr(projection, "_MOST_EXACT", 299)
+    found = principal_rows(encodings, 8)
+    torch.testing.assert_close(found @ found.T, torch.eye(8), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.svd((found @ exact.T).numpy())[1], 1, atol=0.01)
+    torch.testing.assert_close((found[0] @ exact[0]).abs(), torch.tensor(1.0), rtol=0, atol=1e-3)
+    assert torch.equal(found, principal_rows(on_disk, 8, n_jobs=2))
+
+
 def test_bad_input():
     encodings, labels = blobs()
     with pytest.raises(ValueError, match="projection must be one of"):

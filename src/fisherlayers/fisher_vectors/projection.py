@@ -33,6 +33,10 @@ _MOST_CLASSES_IN_PAIRS = 32
 _MOST_PROBLEMS = 512
 # The rows of W are directions, not classifiers: their optimum need not be exact.
 _TOLERANCE = 1e-4
+# More rows than this have their principal directions by iteration: directions beyond those wanted, and rounds.
+_MOST_EXACT = 2048
+_SPARE = 16
+_POWERS = 6
 
 
 def learn_projection(
@@ -79,7 +83,7 @@ def learn_projection(
 
     seen = [folds != fold for fold in range(int(folds.max()) + 1)] or [torch.full_like(folds, True, dtype=torch.bool)]
     if kind == "principal":
-        rows = principal_rows(encodings, min(size or 2 * classes, len(encodings) - 1), **options)
+        rows = principal_rows(encodings, min(size or 2 * classes, len(encodings) - 1), n_jobs=options.get("n_jobs"))
         learned = rows.expand(len(seen), -1, -1)
     elif kind == "bi-convex":
         whole = encodings.to(encodings.dtype)
@@ -98,7 +102,7 @@ def learn_projection(
     elif size is not None and size > learned.shape[1]:
         # Principal directions know no labels: one set serves all folds. They take the scale of the learned rows.
         missing = min(size - learned.shape[1], len(encodings) - 1)
-        extra = principal_rows(encodings, missing, **options) * learned.norm(dim=-1).mean()
+        extra = principal_rows(encodings, missing, n_jobs=options.get("n_jobs")) * learned.norm(dim=-1).mean()
         learned = torch.cat([learned, extra.expand(len(learned), -1, -1)], dim=1)
     return learned if len(seen) < 2 else torch.cat([learned, learned.mean(dim=0, keepdim=True)])
 
@@ -131,16 +135,22 @@ def _targets(labels: Tensor, classes: int, kind: str) -> Tensor:
 
 
 def principal_rows(encodings: Rows, size: int, *, n_jobs: int | None = None) -> Tensor:
-    """Directions of the largest variance of the encodings, computed in the space of images.
+    """Directions of the largest variance of the encodings.
+
+    Of up to 2,048 encodings they are exact, from the matrix of their inner products; of more they come from subspace
+    iteration over blocks of rows, whose memory does not grow with the number of encodings, nor its time with the
+    square: the span of the leading directions is found, those at its edge roughly.
 
     Args:
         encodings: (n, E), in memory or on disk.
-        size: Number of directions, at most n - 1.
+        size: Number of directions, at most n - 1 and E.
         n_jobs: Threads over blocks of rows.
 
     Returns:
         (size, E), of unit length.
     """
+    if len(encodings) > _MOST_EXACT:
+        return _iterated_rows(encodings, size, n_jobs)
     # The Gram matrix of the centred rows is H G H with H = I - 1 1ᵀ / n; a direction is a combination of centred rows.
     gram = gram_matrix(encodings, n_jobs=n_jobs).double()
     gram = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
@@ -149,6 +159,24 @@ def principal_rows(encodings: Rows, size: int, *, n_jobs: int | None = None) -> 
     combinations_of_rows = chosen - chosen.mean(dim=0)
     rows = RowSpace(encodings, bias=0.0, n_jobs=n_jobs).combine(combinations_of_rows)[:-1].T
     return (rows / values[-size:].flip(0).clamp_min(1e-12).sqrt()[:, None]).to(encodings.dtype)
+
+
+def _iterated_rows(encodings: Rows, size: int, n_jobs: int | None) -> Tensor:
+    # Halko, Martinsson and Tropp (2011): powers of the covariance on a random block, then Rayleigh and Ritz.
+    count, features = encodings.shape
+    space = RowSpace(encodings, bias=0.0, n_jobs=n_jobs)
+    ones = torch.ones(count, 1, dtype=torch.float64)
+    mean = space.combine(ones / count)[:-1]
+    block = torch.randn(features, min(size + _SPARE, features), generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(block.double())[0]
+    for _ in range(_POWERS):
+        with_bias = torch.cat([basis, torch.zeros_like(basis[:1])])
+        moments = space.curve(with_bias, ones.expand(-1, basis.shape[1]))[:-1]
+        product = moments / count - mean @ (mean.T @ basis)
+        previous, basis = basis, torch.linalg.qr(product)[0]
+    _, mixing = torch.linalg.eigh(previous.T @ product)
+    leading = torch.linalg.qr(product @ mixing.flip(1))[0][:, :size]
+    return leading.T.to(encodings.dtype)
 
 
 def svm_rows(encodings: Rows, targets: Tensor, *, cost: float = 1.0, **options: Any) -> Tensor:

@@ -313,6 +313,7 @@ def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
             kind=settings.projection,
             size=settings.projection_size,
             cost=settings.projection_cost,
+            largest_gram=execution.largest_array,
             n_jobs=execution.n_jobs,
         )
     shared = execution.processes.share(projection)
