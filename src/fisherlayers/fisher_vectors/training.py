@@ -267,7 +267,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
         )
     pca = fit_pca(descriptors, min(dimensions, descriptors.shape[1]))
     reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight)
-    start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0)
+    start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0, total=execution.total)
     mixture = fit_mixture(
         reduced,
         components,
