@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     "patch_components": 64,
     "mirror": True,
     "layer_weight": 0.8,
-    "projection_images": 8_000,
+    "projection_images": 6_000,
     "training_descriptors": 100_000,
     "C": (1.0,),
 }

@@ -30,6 +30,7 @@ from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.memory import memory_bytes
 from fisherlayers.fisher_vectors.network import FisherStage
 from fisherlayers.fisher_vectors.parallel import reporter
 from fisherlayers.fisher_vectors.selection import select_svm
@@ -213,7 +214,8 @@ def fisher_outcomes(
     overrides = {name: value for name, value in settings.items() if name not in {"preset", "C"}}
     overrides |= {name: value[:depth] for name, value in overrides.items() if name in {"components", "dimensions"}}
     start = time.perf_counter()
-    execution = Execution(n_jobs=threads, progress=reporter(1, None))
+    # Columns are cut from the encodings: they stay in one array, of up to half of the memory, instead of on disk.
+    execution = Execution(n_jobs=threads, progress=reporter(1, None), memory=2 * memory_bytes())
     images = ImageList(data.train.images)
     chosen = resolve_settings(settings["preset"], depth, images.typical_side, overrides)
     resampling = {"max_pixels": chosen.max_pixels, "upsample": chosen.upsample, "padding": chosen.padding}
