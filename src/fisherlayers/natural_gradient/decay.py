@@ -50,6 +50,8 @@ def decay_plain(optimizer: Optimizer, biases: Iterable[FisherBias]) -> None:
         mine = _acting(groups, d)
         for fisher, part in bias.beside():
             theirs = _acting(groups, fisher.weight)
+            if mine is theirs:
+                continue  # both shrink by the same factor
             if isinstance(optimizer, torch.optim.SGD) and mine is not None and theirs is not None and mine["lr"] > 0:
                 share = theirs["lr"] * theirs["weight_decay"] / mine["lr"] - mine["weight_decay"]
                 target, share = d.grad, -share if mine["maximize"] else share

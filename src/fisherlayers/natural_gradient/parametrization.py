@@ -232,12 +232,14 @@ class FisherWeight(nn.Module):
             else:
                 self.pending = total(self.pending, moments(rows, self.pending.origin))
 
-    @torch.no_grad()
     def absorb(self) -> None:
         """Enter the pending sums into the information, as one step."""
-        pending, self.pending = self.pending, None
-        if pending is None:
-            return
+        if self.pending is not None:  # looked at in every step
+            self._enter_pending(self.pending)
+
+    @torch.no_grad()
+    def _enter_pending(self, pending: Moments) -> None:
+        self.pending = None
         if self.observed_at < 0:
             self.origin.copy_(pending.origin)
         pending = about(pending, self.origin)

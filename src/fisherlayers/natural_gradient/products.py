@@ -16,6 +16,7 @@ from fisherlayers.layer import LowRankRoot, Root
 __all__ = [
     "DenseFactors",
     "Factors",
+    "centred_product",
     "exchange_gradient",
     "exchange_value",
     "fusible",
@@ -39,10 +40,6 @@ def multiply(root: Root, rows: Tensor) -> Tensor:
     if fusible(root, rows):
         return _product(rows, root.basis, root.basis * (root.gains - root.scale), root.scale.item())
     return root.multiply(rows)
-
-
-# Numbers of a weight up to which a node written in Python takes longer than the passes that it saves.
-_FEW = 2**16
 
 
 class Factors(NamedTuple):
@@ -86,16 +83,31 @@ def multiply_and_shift(rows: Tensor, bias: Tensor, factors: Factors | DenseFacto
     Returns:
         (N, D) and (N,).
     """
-    if rows.numel() <= _FEW and not torch.is_autocast_enabled(rows.device.type):
-        if isinstance(factors, DenseFactors):
-            return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
-        basis, weighted, scale = factors
-        product = torch.addmm(rows, rows @ weighted[:, :-1], basis[:, :-1].mT, beta=scale)
-        return product, torch.addmv(bias, rows, basis[:, -1])
+    if isinstance(factors, DenseFactors) and not torch.is_autocast_enabled(rows.device.type):
+        # A node written in Python takes longer than the one addition that it saves.
+        return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
     node = _ShiftedDenseProduct if isinstance(factors, DenseFactors) else _ShiftedProduct
     with _full_precision():
         both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors)  # type: ignore[no-untyped-call]
     return both
+
+
+def centred_product(rows: Tensor, centre: Tensor, factors: Factors | DenseFactors) -> Tensor:
+    """Return ``root.multiply(rows - centre)``, differentiable by the rows.
+
+    Args:
+        rows: (N, D), not under a transform or compiler.
+        centre: (D,).
+        factors: As for ``multiply_and_shift``; the shift in them does not matter.
+
+    Returns:
+        (N, D).
+    """
+    if isinstance(factors, DenseFactors):
+        return (rows - centre) @ factors.matrix
+    basis, weighted = factors.basis[:, :-1], factors.weighted[:, :-1]
+    result: Tensor = _CentredProduct.apply(rows, centre, basis, weighted, factors.scale)  # type: ignore[no-untyped-call]
+    return result
 
 
 def solve(root: Root, rows: Tensor) -> Tensor:
@@ -221,6 +233,22 @@ class _LowRankProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         return _product(gradient, basis, weighted, ctx.scale), None, None, None
+
+
+class _CentredProduct(torch.autograd.Function):
+    """The same for rows - centre."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, centre: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(basis, weighted)
+        ctx.scale = scale
+        centred = rows - centre
+        return centred.addmm_(centred @ weighted, basis.mT, beta=scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        basis, weighted = ctx.saved_tensors
+        return _product(gradient, basis, weighted, ctx.scale), None, None, None, None
 
 
 class _ShiftedProduct(torch.autograd.Function):

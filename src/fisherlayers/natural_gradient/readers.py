@@ -4,7 +4,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-__all__ = ["Bias", "Reader", "original", "originals", "parametrization_of"]
+__all__ = ["Bias", "Reader", "original", "originals", "parametrization_of", "sole_parametrization"]
 
 
 class Reader(NamedTuple):
@@ -78,6 +78,22 @@ def parametrization_of(module: nn.Module, name: str) -> nn.Module | None:
     """
     every = _parametrizations(module, name)
     return None if every is None else every._modules["0"]
+
+
+def sole_parametrization(module: nn.Module, name: str) -> tuple[nn.Module | None, Tensor | None]:
+    """Return the parametrization of a tensor and the parameter behind it, if there is no other on top of it.
+
+    Args:
+        module: Any module.
+        name: Of its weight or bias.
+
+    Returns:
+        Both; the parametrization alone if others follow; None twice if there is none.
+    """
+    every = _parametrizations(module, name)
+    if every is None:
+        return None, None
+    return every._modules["0"], every._parameters.get("original") if len(every._modules) == 1 else None
 
 
 def _parametrizations(module: nn.Module, name: str) -> nn.Module | None:

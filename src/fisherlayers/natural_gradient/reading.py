@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fisherlayers.layer import DenseRoot, LowRankRoot
+from fisherlayers.layer import DenseRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.products import DenseFactors, Factors, multiply, multiply_and_shift, shifted_factors
 from fisherlayers.natural_gradient.readers import original
@@ -135,13 +135,22 @@ class Reading:
         if len(fisher.readers) > 1 or not alike or torch.compiler.is_compiling() or _transformed():
             return None, None
         root = fisher.root
-        if isinstance(root, DenseRoot):
-            return bias, DenseFactors(root.matrix, shift)
-        if isinstance(root, LowRankRoot) and rows.device.type == "cpu":
-            return bias, self._remembered(root, shift)
-        return None, None
+        structured = isinstance(root, DenseRoot) or (isinstance(root, LowRankRoot) and rows.device.type == "cpu")
+        return (bias, self.factors(root, shift)) if structured else (None, None)
 
-    def _remembered(self, root: LowRankRoot, shift: Tensor) -> Factors:
+    def factors(self, root: Root, shift: Tensor) -> Factors | DenseFactors:
+        """Return what products with a root and its shift are made of; they are kept while both stay as they are.
+
+        Args:
+            root: S, dense or of low rank.
+            shift: μ S, (D,).
+
+        Returns:
+            The factors.
+        """
+        if isinstance(root, DenseRoot):
+            return DenseFactors(root.matrix, shift)
+        assert isinstance(root, LowRankRoot)
         sources = (*cast("dict[str, Tensor]", root._buffers).values(), shift)
         # The versions count writes in place: by a refresh, or by load_state_dict.
         key = tuple([number for tensor in sources for number in (id(tensor), tensor._version)])

@@ -1,10 +1,12 @@
 """Linear layers: every leading dimension of the input is a batch of rows."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fisherlayers.natural_gradient.input_side import linear_forward
 from fisherlayers.natural_gradient.rules.rule import Call, ProductRule, Weight, register_rule
 
 __all__ = ["LinearRule"]
@@ -21,6 +23,10 @@ class LinearRule(ProductRule):
     def input_rows(self, layer: nn.Module, call: Call) -> Mapping[str, Tensor]:
         inputs = call.argument(0, "input")
         return {"weight": inputs.reshape(-1, inputs.shape[-1])} if isinstance(inputs, Tensor) else {}
+
+    @override
+    def members(self) -> Mapping[str, Any]:
+        return {"forward": linear_forward}
 
     @override
     def output_rows(self, layer: nn.Module, gradient: Tensor) -> Tensor:
