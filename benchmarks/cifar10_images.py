@@ -1,8 +1,9 @@
 """CIFAR-10: Deep Fisher Network, shallow Fisher vector and their peers.
 
 Settings follow what single changes gave on held-out training images, with coarser grids and fewer components for the
-time; together they were not tried (``--validate``: 30 % held out, nothing is written). The test images are scored once, by the run that writes the result file. ``--per-class`` learns from some images of each class only. The
-shallow Fisher vector is the fitted deep network without its second layer.
+time; together they were not tried (``--validate``: 30 % held out, nothing is written). The test images are scored once,
+by the run that writes the result file. ``--per-class`` learns from some images of each class only. The shallow Fisher
+vector is the fitted deep network without its second layer.
 """
 
 from typing import Any

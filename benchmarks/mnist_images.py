@@ -1,8 +1,8 @@
 """MNIST: error of the Deep Fisher Network, of the shallow Fisher vector and of their peers.
 
 Of the settings only those of SIFT were tried on held-out training images (``--validate``: 30 % of them, nothing is
-written); the test images are scored once, by the run that writes the result file. The shallow Fisher vector is the fitted deep network without its
-second layer.
+written); the test images are scored once, by the run that writes the result file. The shallow Fisher
+vector is the fitted deep network without its second layer.
 """
 
 from typing import Any
