@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, LogJoint, posteriors
 from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import DiagonalRoot
 
@@ -108,18 +108,13 @@ def mixture_score(
         )
     images = descriptors.flatten(0, -3) if descriptors.ndim > 2 else descriptors.unsqueeze(0)
     counts = None if mask is None else mask.reshape(images.shape[:2])
-    center = mixture.weights @ mixture.means
-    scores = torch.cat([
-        _score(
-            mixture,
-            center,
-            _mean_moments(
-                mixture, center, images[part], None if counts is None else counts[part], assignment, threshold
-            ),
-        )
-        for part in _blocks_of_images(images)
-    ])
-    return scores.reshape(*descriptors.shape[:-2], scores.shape[1])
+    joint = LogJoint.of(mixture)
+    scores = []
+    for part in _blocks_of_images(images):
+        counted = None if counts is None else counts[part]
+        scores.append(_score(mixture, joint.center, _mean_moments(joint, images[part], counted, assignment, threshold)))
+    joined = torch.cat(scores)
+    return joined.reshape(*descriptors.shape[:-2], joined.shape[1])
 
 
 def _blocks_of_images(images: Tensor) -> list[slice]:
@@ -144,31 +139,31 @@ def _score(mixture: DiagonalMixture, center: Tensor, moments: Tensor) -> Tensor:
 
 
 def _mean_moments(
-    mixture: DiagonalMixture,
-    center: Tensor,
-    images: Tensor,
-    mask: Tensor | None,
-    assignment: Assignment,
-    threshold: float,
+    joint: LogJoint, images: Tensor, mask: Tensor | None, assignment: Assignment, threshold: float
 ) -> Tensor:
     """Return the means over N of [gamma, gamma x, gamma x^2] about the centre, (B, N, D) -> (B, K, 1 + 2 D)."""
-    total = images.new_zeros(images.shape[0], mixture.num_components, 1 + 2 * mixture.num_features)
+    components, width = joint.factors.shape
+    mass = images.new_zeros(images.shape[0], components)
+    moments = images.new_zeros(images.shape[0], components, width)
     if mask is not None:
         images = torch.where(mask.unsqueeze(-1), images, 0.0)
     for start in range(0, images.shape[1], _BLOCK):
-        rows = images[:, start : start + _BLOCK]
-        posteriors = responsibilities(mixture, rows)
+        # The same [x, x^2] enters both products.
+        powers = joint.powers(images[:, start : start + _BLOCK])
+        shares = joint(powers)
         if assignment == "hard":
-            winner = posteriors.argmax(dim=-1, keepdim=True)
-            posteriors = torch.zeros_like(posteriors).scatter_(-1, winner, 1.0)
-        elif threshold > 0:
-            # In place where autograd does not need the posteriors: their memory traffic is what costs.
-            posteriors = torch.nn.functional.threshold(posteriors, threshold, 0.0, inplace=not posteriors.requires_grad)
+            winner = shares.argmax(dim=-1, keepdim=True)
+            shares = torch.zeros_like(shares).scatter_(-1, winner, 1.0)
+        else:
+            shares = posteriors(shares)
+            if threshold > 0:
+                # In place where autograd does not need the posteriors: their memory traffic is what costs.
+                shares = torch.nn.functional.threshold(shares, threshold, 0.0, inplace=not shares.requires_grad)
         if mask is not None:
-            posteriors = posteriors * mask[:, start : start + _BLOCK, None]
-        centered = rows - center
-        columns = torch.cat([torch.ones_like(rows[..., :1]), centered, centered.square()], dim=-1)
-        total = total + posteriors.mT @ columns
+            shares = shares * mask[:, start : start + _BLOCK, None]
+        mass = mass + shares.sum(dim=1)
+        moments = torch.baddbmm(moments, shares.mT, powers)
+    total = torch.cat([mass.unsqueeze(-1), moments], dim=-1)
     return total / (images.shape[1] if mask is None else mask.sum(dim=1).clamp_min(1)[:, None, None])
 
 

@@ -1,10 +1,11 @@
 """Diagonal Gaussian mixtures: p(x) = sum_k w_k N(x; mu_k, diag(sigma_k^2)), their posteriors, and their fit by EM.
 
-All log-densities of a batch are one matrix product, because the exponent is linear in [x^2, x]:
+All log-densities of a batch are one matrix product, because the exponent is linear in [x, x^2]:
 
-    log w_k N_k(x) = -1/2 sum_d x_d^2 / sigma_kd^2 + sum_d x_d mu_kd / sigma_kd^2 + constant_k.
+    log w_k N_k(x) = sum_d x_d mu_kd / sigma_kd^2 - 1/2 sum_d x_d^2 / sigma_kd^2 + constant_k.
 
-x is first centred by the mean of the mixture, without which float32 loses the differences between squares.
+x is first centred by the mean of the mixture, without which float32 loses the differences between squares. The same
+[x, x^2], times the posteriors, are the moments that EM and Fisher vectors are made of: a second matrix product.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-__all__ = ["DiagonalMixture", "em_step", "fit_mixture", "log_prob", "log_responsibilities", "responsibilities"]
+__all__ = [
+    "DiagonalMixture",
+    "LogJoint",
+    "em_step",
+    "fit_mixture",
+    "log_prob",
+    "log_responsibilities",
+    "posteriors",
+    "responsibilities",
+]
 
 Total = Callable[[Callable[[Tensor], Tensor], Sequence[Tensor]], Tensor]
 
@@ -102,6 +112,61 @@ def _describe(value: object) -> str:
     return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
 
 
+class LogJoint(NamedTuple):
+    """log w_k N_k(x) as a linear function of [x, x^2] about the centre.
+
+    Attributes:
+        center: Mean of the mixture, (D,).
+        factors: (K, 2 D).
+        constants: (K,).
+    """
+
+    center: Tensor
+    factors: Tensor
+    constants: Tensor
+
+    @classmethod
+    def of(cls, mixture: DiagonalMixture) -> LogJoint:
+        """Multiply out the exponents of a mixture's components.
+
+        Args:
+            mixture: K components over D features.
+
+        Returns:
+            The function.
+        """
+        center = mixture.weights @ mixture.means
+        means = mixture.means - center
+        precisions = mixture.variances.reciprocal()
+        constants = mixture.weights.log() - 0.5 * (
+            (means.square() * precisions - precisions.log()).sum(-1) + mixture.num_features * math.log(2 * math.pi)
+        )
+        return cls(center, torch.cat([means * precisions, -0.5 * precisions], dim=-1), constants)
+
+    def powers(self, descriptors: Tensor) -> Tensor:
+        """Return [x, x^2] about the centre.
+
+        Args:
+            descriptors: (..., D).
+
+        Returns:
+            (..., 2 D).
+        """
+        centered = descriptors - self.center
+        return torch.cat([centered, centered.square()], dim=-1)
+
+    def __call__(self, powers: Tensor) -> Tensor:
+        """Return log w_k N_k(x).
+
+        Args:
+            powers: From `powers`, (..., 2 D).
+
+        Returns:
+            (..., K).
+        """
+        return torch.nn.functional.linear(powers, self.factors, self.constants)
+
+
 def _log_joint(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
     """Return log w_k N_k(x), (..., D) -> (..., K).
 
@@ -112,15 +177,8 @@ def _log_joint(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
         raise ValueError(
             f"descriptors must have {mixture.num_features} features, as the mixture; got {tuple(descriptors.shape)}"
         )
-    center = mixture.weights @ mixture.means
-    means = mixture.means - center
-    precisions = mixture.variances.reciprocal()
-    constants = mixture.weights.log() - 0.5 * (
-        (means.square() * precisions - precisions.log()).sum(-1) + mixture.num_features * math.log(2 * math.pi)
-    )
-    centered = descriptors - center
-    factors = torch.cat([-0.5 * precisions, means * precisions], dim=-1)  # (K, 2 D)
-    return torch.nn.functional.linear(torch.cat([centered.square(), centered], dim=-1), factors, constants)
+    log_joint = LogJoint.of(mixture)
+    return log_joint(log_joint.powers(descriptors))
 
 
 def log_prob(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
@@ -159,17 +217,25 @@ def responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
     Returns:
         (..., K); rows sum to one.
     """
-    return _posteriors(_log_joint(mixture, descriptors))
+    return posteriors(_log_joint(mixture, descriptors))
 
 
-def _posteriors(log_joint: Tensor) -> Tensor:
+def posteriors(log_joint: Tensor) -> Tensor:
+    """Return posteriors from log w_k N_k(x).
+
+    Args:
+        log_joint: (..., K); its memory is used for the result where gradients are off.
+
+    Returns:
+        (..., K); rows sum to one.
+    """
     # exp(-80) = 2e-35 stands for everything smaller: arithmetic with denormal numbers is many times slower.
     largest = log_joint.detach().amax(dim=-1, keepdim=True)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return (log_joint - largest).clamp_min(-80.0).softmax(dim=-1)
     # In place: the traffic between cache and memory is what costs.
-    posteriors = (log_joint - largest).clamp_min_(-80.0).exp_()
-    return posteriors.div_(posteriors.sum(dim=-1, keepdim=True))
+    found = log_joint.sub_(largest).clamp_min_(-80.0).exp_()
+    return found.mul_(found.sum(dim=-1, keepdim=True).reciprocal_())
 
 
 def em_step(
@@ -198,20 +264,22 @@ def em_step(
     Returns:
         The next mixture, and the mean log-likelihood of the descriptors under the one *given*.
     """
-    center = mixture.weights @ mixture.means
+    joint = LogJoint.of(mixture)
 
     def statistics(rows: Tensor) -> Tensor:
         # Moments of every component, (K, 1 + 2 D), and in a last row the log-likelihood.
-        log_joint = _log_joint(mixture, rows)
-        posteriors = _posteriors(log_joint)
-        moments = (posteriors.mT @ _powers(rows - center)).double()
+        powers = joint.powers(rows)
+        log_joint = joint(powers)
+        largest = log_joint.amax(dim=-1)
+        shares = posteriors(log_joint)
+        moments = torch.cat([shares.sum(dim=0).unsqueeze(-1), shares.mT @ powers], dim=-1).double()
         # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
-        log_density = log_joint.amax(dim=-1) - posteriors.amax(dim=-1).log()
+        log_density = largest - shares.amax(dim=-1).log()
         return torch.nn.functional.pad(moments, (0, 0, 0, 1), value=float(log_density.double().sum()))
 
     with torch.no_grad():
         sums = (total or _total)(statistics, torch.split(descriptors, chunk))
-        following = _maximize(sums[:-1], mixture, center, torch.as_tensor(variance_floor), min_weight)
+        following = _maximize(sums[:-1], mixture, joint.center, torch.as_tensor(variance_floor), min_weight)
     log_likelihood = float(sums[-1, 0])
     return following, log_likelihood / len(descriptors)
 
@@ -221,11 +289,6 @@ def _total(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Ten
     for part in parts[1:]:
         sums += function(part)
     return sums
-
-
-def _powers(centered: Tensor) -> Tensor:
-    """Return [1, x, x^2], (N, D) -> (N, 1 + 2 D)."""
-    return torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
 
 
 def _maximize(
@@ -363,7 +426,8 @@ def _k_means_start(
         centered = rows - center
         nearest = torch.addmm(-0.5 * offsets.square().sum(dim=-1), centered, offsets.mT).argmax(dim=-1)
         moments = centered.new_zeros(num_components, 1 + 2 * len(center), dtype=torch.float64)
-        return moments.index_add_(0, nearest, _powers(centered).double())
+        rows = torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
+        return moments.index_add_(0, nearest, rows.double())
 
     moments = (total or _total)(statistics, torch.split(descriptors, _CHUNK))
     return _maximize(moments, previous, center, variance_floor, min_weight)
