@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.common import Figure, command_line, write_results
 from benchmarks.fitted_kinds import KINDS, Fitted, fitted_kinds
 
-BATCHES = (1, 3, 8)
+BATCHES = (1, 5)
 
 
 def scores_of_export(fitted: Fitted) -> NDArray[np.float32]:
@@ -41,8 +41,8 @@ def main() -> None:
     """Measure, print and write benchmarks/results/export_onnx.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", choices=[*KINDS], default=[*KINDS], metavar="KIND", help=f"of {[*KINDS]}")
-    parser.add_argument("--images", type=int, default=24, help="unseen images for each classifier")
-    parser.add_argument("--per-class", type=int, default=6, help="training images of each of the 23 textures")
+    parser.add_argument("--images", type=int, default=6, help="unseen images for each classifier")
+    parser.add_argument("--per-class", type=int, default=2, help="training images of each of the 23 textures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = {}
