@@ -5,8 +5,9 @@ K-FAC with the settings that their authors recommend (`fisherlayers.race.PEERS`)
 rates, one drawn at random from each equal part of its logarithmic range, on half of the steps and a seed of its own;
 the lowest validation loss decides. Then every method runs on three other seeds with the full number of steps, and with
 a third of them (a user who is content with AdamW's loss plans a shorter run); the learning rate falls linearly to zero
-over the run. A run that has taken AdamW's seconds before its last step ends there, and its schedule with it: methods
-with dear steps take fewer (in the search, where half of the seconds would be too few for them, 1.5 times as many).
+over the run. A run that has taken the seconds of AdamW's run of the same seed before its last step ends there, and its
+schedule with it: methods with dear steps take fewer (in the search, where half of the seconds would be too few for
+them, 1.5 times as many).
 
 Target: the validation loss with which AdamW's full run of the same seed ends. Steps and seconds until an evaluation is
 as low, over AdamW's own, median over the seeds; a method is judged on the horizon on which it arrives soonest. Seeds

@@ -1,9 +1,10 @@
 """The official protocol: search each method's learning rate, then race all methods, with every run remembered.
 
 All methods get the same number of learning rates, drawn by the same rule from a range around the recommended one; the
-lowest validation loss decides. A run has the plan's steps, or as many as fit into `Plan.most_seconds` times the
-reference's seconds if its steps are dearer; its learning rate falls to zero over just those. As a user who is content
-with the reference's loss would plan a shorter run, every method is also raced on the shorter horizons.
+lowest validation loss decides. A run has the plan's steps, or as many as fit into `Plan.most_seconds` times the seconds
+of the reference's run of the same seed and length, made just before, if its steps are dearer; its learning rate falls
+to zero over just those. As a user who is content with the reference's loss would plan a shorter run, every method is
+also raced on the shorter horizons.
 """
 
 import inspect
@@ -34,7 +35,7 @@ class Plan:
         tuning_seed: of the trials; apart from `seeds`.
         horizons: shares of the full run that are raced; the first is 1.
         evaluations: of a full run; shorter ones have as many steps between them.
-        most_seconds: of a raced run, over the reference's of the same share.
+        most_seconds: of a raced run, over the reference's of the same seed and share.
         most_trial_seconds: the same of a trial.
         schedule: of the learning rate.
     """
@@ -110,7 +111,10 @@ class Organizer:
             The trials.
         """
         trials = []
-        for run in self._trials(method, self._limit(method, reference, self.plan.most_trial_seconds)):
+        limit = None
+        if method.name != reference.name:
+            limit = self.plan.most_trial_seconds * self.plan.trial_share * self.reference_seconds(reference)
+        for run in self._trials(method, limit):
             loss = lowest_validation_loss(run)
             trials.append(Trial(run.learning_rate, loss, None if loss is None else run.final.train_loss))
         return Tuning(method.name, (self.plan.tuning_seed,), tuple(trials))
@@ -137,9 +141,15 @@ class Organizer:
         runs: dict[float, list[Run]] = {share: [] for share in plan.horizons}
         for seed in plan.seeds:
             for share in plan.horizons:
-                for name in able:
-                    limit = self._limit(named[name], reference, plan.most_seconds)
-                    runs[share].append(self._run(named[name], searches[name].learning_rate, seed, share, limit))
+                # The reference goes first: its seconds, on the machine as it is now, are what the others have.
+                first = self._run(reference, searches[reference.name].learning_rate, seed, share, None)
+                limit = plan.most_seconds * first.final.seconds
+                runs[share] += [
+                    first
+                    if name == reference.name
+                    else self._run(named[name], searches[name].learning_rate, seed, share, limit)
+                    for name in able
+                ]
         task = self.task
         races = {
             share: Race(
@@ -155,12 +165,6 @@ class Organizer:
         }
         return Contest(task.title, plan, searches, races)
 
-    def _limit(self, method: Method, reference: Method, most: float) -> float | None:
-        """Return the most seconds of a full run; the reference itself has no limit."""
-        if method.name == reference.name:
-            return None
-        return most * self.reference_seconds(reference)
-
     def _trials(self, method: Method, limit: float | None) -> list[Run]:
         plan = self.plan
         limits = method.optimizer.search_range(self.task.loss_scale)
@@ -168,14 +172,14 @@ class Organizer:
         return [self._run(method, rate, plan.tuning_seed, plan.trial_share, limit) for rate in rates]
 
     def _run(self, method: Method, rate: float, seed: int, share: float, limit: float | None) -> Run:
-        """Return the run of a share of the full length; `limit` is the full run's."""
+        """Return the run of a share of the full length, which takes at most `limit` seconds."""
         steps = max(1, round(share * self.plan.steps))
         shared: dict[str, Any] = {
             "seed": seed,
             "steps": steps,
             "schedule": self.plan.schedule,
             "evaluate_every": max(1, round(self.plan.steps / self.plan.evaluations)),
-            "most_seconds": None if limit is None else share * limit,
+            "most_seconds": limit,
         }
         key = {
             "task": self.task.title,
