@@ -7,6 +7,7 @@ made each figure, so that the figure can be made again; `results_schema.check_re
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -134,8 +135,8 @@ def cpu_name() -> str:
 
 
 def command_line() -> str:
-    """Return the command that started this benchmark, as ``python -m benchmarks.NAME ...``."""
-    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    """Return the command that started this benchmark, as ``python -m benchmarks.NAME ...``, quoted for a shell."""
+    return f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def data_folder(argument: str | Path | None = None) -> Path:

@@ -138,3 +138,10 @@ def test_the_commit_is_unknown_without_git(monkeypatch):
 
     monkeypatch.setattr(common, "_git", absent)
     assert common.current_commit() == "unknown"
+
+
+def test_a_command_line_can_be_pasted_into_a_shell(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/images.py", "--peers", "linear probe", "HOG + SVM"])
+    assert common.command_line() == "python -m benchmarks.images --peers 'linear probe' 'HOG + SVM'"
+    monkeypatch.setattr("sys.argv", ["images.py"])
+    assert common.command_line() == "python -m benchmarks.images"
