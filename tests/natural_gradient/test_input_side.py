@@ -119,6 +119,18 @@ def test_what_it_does_not_know_is_left_to_the_weights_side(sides):
     assert not sides
 
 
+def test_a_class_on_top_of_ours_changes_nothing(sides):
+    class Mixin:
+        """As ``fully_shard`` puts one before a layer's class."""
+
+    layer, inputs = trained(rank=3), torch.randn(3, D)
+    expected = layer(inputs)
+    layer[0].__class__ = type("Sharded", (Mixin, type(layer[0])), {})
+    sides.clear()
+    torch.testing.assert_close(layer(inputs), expected)
+    assert sides
+
+
 def test_given_weights_are_used():
     layer, inputs = trained(rank=3), torch.randn(3, D)
     other = {name: torch.randn_like(tensor) for name, tensor in layer.named_parameters()}

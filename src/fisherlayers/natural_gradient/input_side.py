@@ -30,7 +30,7 @@ def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     Returns:
         What the plain layer returns.
     """
-    plain: Callable[..., Any] = type(layer).__bases__[0].forward  # type: ignore[attr-defined]
+    plain = _plain_forward(layer)
     inputs = args[0] if args else kwargs.get("input")
     if plain is nn.Linear.forward and isinstance(inputs, Tensor) and len(args) + len(kwargs) == 1:
         parts = _parts(layer, inputs)
@@ -40,6 +40,13 @@ def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
             rows = centred_product(inputs.reshape(-1, inputs.shape[-1]), fisher.mean, factors)
             return nn.functional.linear(rows.view(inputs.shape), weight, bias)
     return plain(layer, *args, **kwargs)
+
+
+def _plain_forward(layer: nn.Module) -> Callable[..., Any]:
+    # That of the class below the one that torch made; fully_shard puts one more on top.
+    made = next(kind for kind in type(layer).__mro__ if vars(kind).get("forward") is linear_forward)
+    plain: Callable[..., Any] = made.__bases__[0].forward  # type: ignore[attr-defined]
+    return plain
 
 
 def _parts(layer: nn.Module, inputs: Tensor) -> tuple[FisherWeight, Tensor, Tensor | None] | None:
