@@ -34,7 +34,7 @@ def scores_of_export(fitted: Fitted) -> NDArray[np.float32]:
             found.append(session.run(None, {"images": part})[0])
             start += len(part)
     scores = np.concatenate(found)
-    return scores[:, 0] if fitted.kind.two_classes else scores
+    return scores
 
 
 def main() -> None:
