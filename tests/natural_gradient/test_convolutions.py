@@ -73,11 +73,18 @@ def test_many_rows_are_thinned_out_evenly_and_the_same_at_every_call(layer):
     assert (drawn // 25).bincount(minlength=40).min() >= 4  # every image, 5 times on average
 
 
-def test_a_linear_layer_with_many_rows_counts_some_of_them():
-    layer = reconstruct(nn.Linear(4, 2))
-    rows = torch.arange(10_000.0).unsqueeze(1) + torch.zeros(4)
+@pytest.mark.parametrize(("inputs", "counted"), [(4, 1024), (700, 1400), (2500, 4096)])
+def test_a_linear_layer_with_many_rows_counts_as_many_as_its_directions_need(inputs, counted):
+    layer = reconstruct(nn.Linear(inputs, 2))
+    rows = torch.arange(5_000.0).unsqueeze(1) + torch.zeros(inputs)
     layer(rows)
     pending = fisher_of(layer).pending
-    assert pending.number == 4096
-    mean = (pending.origin + pending.sums[-1, :-1] / 4096)[0]
+    assert pending.number == counted
+    mean = (pending.origin + pending.sums[-1, :-1] / counted)[0]
     assert abs(mean - rows.mean()) < 10
+
+
+def test_the_relative_information_of_units_counts_all_rows_that_are_allowed():
+    model = reconstruct(nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1)), mode="unit")
+    model(torch.randn(5_000, 4, generator=torch.Generator().manual_seed(0)))
+    assert fisher_of(model[0])._rows == 4096

@@ -19,6 +19,10 @@ from fisherlayers.natural_gradient.roots import automatic_damping, input_coordin
 
 __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 
+# Measured: see benchmarks/README.md.
+_ROWS_A_DIRECTION = 2
+_ENOUGH_ROWS = 1024
+
 
 class Settings(NamedTuple):
     """How a local Fisher layer follows its input; see ``reconstruct``."""
@@ -187,6 +191,11 @@ class FisherWeight(nn.Module):
         return automatic_damping(self._size, self.rows) if self.settings.damping is None else self.settings.damping
 
     @property
+    def max_rows(self) -> int:
+        """How many inputs of a batch enter the statistics: some for each direction, within the settings' limit."""
+        return min(self.settings.max_rows, max(_ENOUGH_ROWS, _ROWS_A_DIRECTION * self._size))
+
+    @property
     def _size(self) -> int:
         return self.mean.shape[-1]
 
@@ -222,7 +231,7 @@ class FisherWeight(nn.Module):
             self.split(len(rows))
         if rows.ndim == 2 and self.layout.groups > 1:
             rows = rows.expand(self.layout.groups, *rows.shape)
-        index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
+        index = thinned(rows.shape[-2], self.max_rows, rows.device)
         rows = self._arranged((rows if index is None else rows[..., index, :]).to(self.mean.dtype))
         with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):

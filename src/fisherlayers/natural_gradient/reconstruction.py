@@ -78,7 +78,7 @@ def reconstruct(
         decay: Weight of the past at each observed step, in [0, 1]; 1 is the exact mean over all of them.
         refresh_every: Optimizer steps between new roots, at least 1. The first ones come at steps 0, 1, 2, 4, 8, ...
         statistics_every: Optimizer steps between observed steps, at least 1, with the same start; all batches of an
-            observed step count, each by at most 4,096 rows (samples x positions).
+            observed step count, each by at most max(1024, 2 D) of its rows (samples x positions), and 4,096.
         rank: Directions of the input that are treated one by one, the others alike; None for all of them (a dense
             root), ``"auto"`` for 31, or all where the layer has fewer than a hundred inputs.
         block_size: Linear layers and convolutions with more inputs than this get a root in blocks of at most so many

@@ -151,7 +151,7 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
             due[name] = fisher
     if not due:
         return
-    max_rows = next(iter(due.values())).settings.max_rows
+    max_rows = max(fisher.max_rows for fisher in due.values())
     with torch.no_grad():
         rows = rule.input_rows(layer, call._replace(max_rows=max_rows))
         for name, fisher in due.items():

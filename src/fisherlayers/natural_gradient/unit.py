@@ -149,10 +149,15 @@ class UnitWeight(FisherWeight):
         if compat:
             self.information.second_moment.copy_(torch.eye(self.mean.shape[-1] + 1))
 
+    @property
+    @override
+    def max_rows(self) -> int:
+        return self.settings.max_rows  # a unit that is rarely active sees few of them
+
     @torch.no_grad()
     @override
     def observe(self, rows: Tensor) -> None:
-        index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
+        index = thinned(rows.shape[-2], self.max_rows, rows.device)
         rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
         with torch.autocast(rows.device.type, enabled=False):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
