@@ -231,6 +231,32 @@ def test_raw_patches_are_a_stream_of_their_own(channels):
     torch.testing.assert_close(network.encode(batch)[:, network.stages[0].num_outputs :], expected)
 
 
+@pytest.mark.parametrize("kind", ["lda", "softmax"])
+def test_other_projections_make_a_second_layer(grey, kind):
+    images, labels = textures(5)
+    network, folds, prepared = fitted(replace(SETTINGS, projection=kind), images, labels, seed=3)
+    assert network.projections[0].shape == grey[0].projections[0].shape
+    rows, common = encode_images(network, prepared, folds=folds).rows, network.stages[0].num_outputs
+    expected = encode_images(grey[0], prepared, folds=folds).rows
+    np.testing.assert_array_equal(rows[:, :common], expected[:, :common])
+    assert np.linalg.norm(rows - expected, axis=1).min() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+
+
+def test_a_projection_for_one_label_is_refused_before_any_work():
+    images, labels = textures(4)
+    several = np.eye(4, dtype=int)[np.unique(labels, return_inverse=True)[1]]
+    calls = []
+    with pytest.raises(ValueError, match="for several labels an image, got 'lda'"):
+        fit_network(
+            ImageList(images).prepared(**SETTINGS.preparation),
+            several,
+            replace(SETTINGS, projection="lda"),
+            execution=Execution(progress=lambda *call: calls.append(call)),
+        )
+    assert not calls
+
+
 def test_three_layers():
     images, labels = textures(4)
     settings = replace(SETTINGS.with_depth(3), windows=(2,), step=2)
@@ -296,6 +322,8 @@ def test_settings_survive_json_and_refuse_nonsense():
         replace(SETTINGS, bin_sizes=(3, 0))
     with pytest.raises(ValueError, match="projection_cost must be positive"):
         replace(SETTINGS, projection_cost=0.0)
+    with pytest.raises(ValueError, match=r"projection must be one of .*'lda', 'softmax'.* got 'magic'"):
+        replace(SETTINGS, projection="magic")
     with pytest.raises(ValueError, match="projection_size must be at least 1"):
         replace(SETTINGS, projection_size=0)
     with pytest.raises(ValueError, match="window_assignment must be 'hard' or 'soft'"):

@@ -68,8 +68,9 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         windows: Sides of the semi-local windows in grid positions.
         stride: Step of the windows in grid positions.
         stack_offset: Distance of stacked windows as a fraction of the window; 0 is adjacent.
-        projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"``, ``"both"``, ``"bi-convex"``, ``"principal"``
-            or ``"auto"``.
+        projection: How W is learned: ``"one-vs-rest"``, ``"one-vs-one"``, ``"both"``, ``"bi-convex"``, ``"lda"``,
+            ``"softmax"``, ``"principal"`` or ``"auto"``. Several labels an image need ``"one-vs-rest"`` or one of the
+            last two.
         projection_size: Rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds for learning W; 1 turns cross-fitting off.

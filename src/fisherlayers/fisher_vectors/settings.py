@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any, get_args
 
 from fisherlayers.fisher_vectors.encoding import Assignment
+from fisherlayers.fisher_vectors.projection import check_projection
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
@@ -39,7 +40,7 @@ class NetworkSettings:
         window_power: Whether windows' Fisher vectors are normalised before W, which no longer commutes.
         projection: How the rows of W are learned: see `fisherlayers.fisher_vectors.projection`.
         projection_size: Rows of W, missing ones filled up and too many reduced; None takes what `projection` gives.
-        projection_cost: C of the SVMs whose weights are the rows of W.
+        projection_cost: C of the classifiers whose weights are the rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
         information: ``"images"`` equalises the second moments of whole images' Fisher vectors (the empirical
@@ -118,6 +119,7 @@ class NetworkSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.projection_cost <= 0:
             raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
+        check_projection(self.projection)
         if self.information not in INFORMATION:
             raise ValueError(f"information must be one of {INFORMATION}, got {self.information!r}")
         if self.window_assignment not in get_args(Assignment):

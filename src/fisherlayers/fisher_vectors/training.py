@@ -23,7 +23,7 @@ from fisherlayers.fisher_vectors.mixture import fit_mixture
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, patch_grids, reduce_descriptors
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
-from fisherlayers.fisher_vectors.projection import learn_projection
+from fisherlayers.fisher_vectors.projection import check_projection, learn_projection
 from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
@@ -77,6 +77,8 @@ def fit_network(
     Returns:
         The network, and for each image the fold of its W: -1 where no W was learned on it.
     """
+    if settings.depth > 1:
+        check_projection(settings.projection, several_labels=labels.ndim == 2)
     rng = np.random.default_rng(seed)
     folds = np.full(len(images), -1)
     strata = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=int)
