@@ -113,6 +113,7 @@ ROWS = {
     "intra-normalisation": Row(PAPER, BOTH, intra=True),
     "flips": Row(PAPER, BOTH, flips=True),
     "raw patches beside": Row(replace(PAPER, patch_side=6), (*BOTH, "other")),
+    "raw patches beside, whitened": Row(replace(PAPER, patch_side=6, patch_whitening=True), (*BOTH, "other")),
 }
 CONVNET, HYBRID = "T4 ConvNet", "T4 multi-layer + colour + ConvNet"
 
@@ -276,7 +277,7 @@ def report(table: dict[str, NDArray[np.float64]], arguments: argparse.Namespace)
         "beyond": beyond,
         "C": COST,
         "settings of the first row of Table 2": PAPER.to_config(),
-        "not there": "generalised max pooling, whitened patches: no such options",
+        "not there": "generalised max pooling: no such option",
     }
     print(write_results("paper_ablations", figures, command=command_line(), threads=1, details=details))
 

@@ -80,6 +80,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         intensity_weight: Share of the statistics of grey images.
         patch_side: Pixels of the side of raw patches; 0 leaves them out.
         patch_step: Distance of neighbouring patches in pixels; 2 takes a third of the time of 1.
+        patch_whitening: Whether patches are whitened by their PCA and brought to unit length.
         patch_weight: Share of the patches relative to a layer's.
         training_descriptors: Sample for each PCA and mixture.
         iterations: EM iterations.
@@ -153,6 +154,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         intensity_weight: float | None = None,
         patch_side: int | None = None,
         patch_step: int | None = None,
+        patch_whitening: bool | None = None,
         patch_weight: float | None = None,
         training_descriptors: int | None = None,
         iterations: int | None = None,
@@ -193,6 +195,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         self.intensity_weight = intensity_weight
         self.patch_side = patch_side
         self.patch_step = patch_step
+        self.patch_whitening = patch_whitening
         self.patch_weight = patch_weight
         self.training_descriptors = training_descriptors
         self.iterations = iterations

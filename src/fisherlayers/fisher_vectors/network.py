@@ -56,6 +56,7 @@ class FisherStage:
         gains: Diagonal of F^(-1/2), (2 K D,), F the empirical information of whole images' Fisher vectors, which have
             the closed form's root already; None for the closed form alone.
         weight: Share of the stage in the inner product of two images' concatenated encodings, relative to the others.
+        unit_length: Whether descriptors are L2-normalised after their PCA, as whitened patches are.
     """
 
     components: PrincipalComponents
@@ -63,6 +64,7 @@ class FisherStage:
     mixture: DiagonalMixture
     gains: Tensor | None = None
     weight: float = 1.0
+    unit_length: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -107,7 +109,9 @@ class FisherStage:
         Returns:
             (..., N, D or D + 2).
         """
-        return reduce_descriptors(self.components, descriptors, positions, self.position_weight)
+        return reduce_descriptors(
+            self.components, descriptors, positions, self.position_weight, unit_length=self.unit_length
+        )
 
     def encode(self, grids: Sequence[DescriptorGrid], *, assignment: Assignment = "soft", power: bool = True) -> Tensor:
         """Pool prepared descriptors over the whole image.
@@ -162,7 +166,12 @@ class FisherStage:
 
 
 def reduce_descriptors(
-    components: PrincipalComponents, descriptors: Tensor, positions: Tensor, position_weight: float
+    components: PrincipalComponents,
+    descriptors: Tensor,
+    positions: Tensor,
+    position_weight: float,
+    *,
+    unit_length: bool = False,
 ) -> Tensor:
     """Reduce descriptors by PCA and append their weighted coordinates.
 
@@ -171,11 +180,14 @@ def reduce_descriptors(
         descriptors: (..., N, D0).
         positions: (x, y), (N, 2) or with as many leading dimensions as the descriptors.
         position_weight: Factor of the coordinates; 0 appends nothing.
+        unit_length: Whether the reduced descriptors are L2-normalised, before the coordinates.
 
     Returns:
         (..., N, D or D + 2).
     """
     reduced = components.transform(descriptors)
+    if unit_length:
+        reduced = l2_normalize(reduced)
     return append_positions(reduced, positions, weight=position_weight) if position_weight else reduced
 
 

@@ -55,6 +55,8 @@ class NetworkSettings:
         patch_step: Distance of neighbouring patches, in pixels after resampling.
         patch_components: K of their mixture.
         patch_dimensions: Dimensions of the patches after PCA.
+        patch_whitening: Whether patches are whitened by their PCA, with 0.1 added to every variance (Coates, Lee and Ng
+            2011), and brought to unit length.
         patch_weight: Share of the patches in the inner product of two images, relative to a layer's.
         training_descriptors: Sample size for each PCA and mixture.
         iterations: EM iterations of each mixture.
@@ -96,6 +98,7 @@ class NetworkSettings:
     patch_step: int = 1
     patch_components: int = 128
     patch_dimensions: int = 64
+    patch_whitening: bool = False
     patch_weight: float = 1.0
     training_descriptors: int = 200_000
     iterations: int = 20
@@ -173,7 +176,8 @@ class NetworkSettings:
         """Rebuild settings from what `to_config` returned.
 
         Args:
-            config: Name -> value.
+            config: Name -> value. Settings that came after the first models of this format may be missing: those models
+                have their defaults.
 
         Returns:
             The settings.
@@ -182,14 +186,15 @@ class NetworkSettings:
             ValueError: If a setting is unknown or missing.
         """
         names = {field.name for field in fields(cls)}
-        if set(config) != names:
-            raise ValueError(
-                f"settings do not fit this version: unknown {sorted(set(config) - names)}, "
-                f"missing {sorted(names - set(config))}"
-            )
+        unknown, missing = set(config) - names, names - set(config) - _LATER
+        if unknown or missing:
+            raise ValueError(f"settings do not fit this version: unknown {sorted(unknown)}, missing {sorted(missing)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
         return cls(**values)
 
+
+# Models were saved before there were these; each has a default that leaves all as it was.
+_LATER = {"patch_whitening"}
 
 _LEAST: dict[str, float] = {
     "depth": 1,
@@ -281,6 +286,7 @@ OVERRIDES = (
     "intensity_weight",
     "patch_side",
     "patch_step",
+    "patch_whitening",
     "patch_weight",
     "training_descriptors",
     "iterations",

@@ -32,6 +32,9 @@ __all__ = ["encode_images", "fit_network"]
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
 _GREY_DIMENSIONS = 28
+# Added to the variances of patches that are whitened, as Coates, Lee and Ng do: their pixels have a variance of at most
+# 1 after the normalisation for contrast, and directions of much less hold the noise of the camera.
+_PATCH_FLOOR = 0.1
 
 
 # A Fisher layer from 0, or one of the shallow streams.
@@ -267,8 +270,11 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
             f"{name} has {components} components but the images give only {len(descriptors)} descriptors: ask for "
             "fewer components, give more or larger images, or use smaller bin_sizes, step and windows"
         )
-    pca = fit_pca(descriptors, min(dimensions, descriptors.shape[1]))
-    reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight)
+    whiten = name == "patches" and settings.patch_whitening
+    pca = fit_pca(
+        descriptors, min(dimensions, descriptors.shape[1]), whiten=whiten, floor=_PATCH_FLOOR if whiten else 0.0
+    )
+    reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight, unit_length=whiten)
     start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0, total=execution.total)
     mixture = fit_mixture(
         reduced,
@@ -280,7 +286,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
     )
     # Expectation maximisation may have converged before the last iteration.
     execution.report(f"{name}: mixture", settings.iterations, settings.iterations)
-    stage = FisherStage(pca, settings.position_weight, mixture, weight=weight).to("cpu")
+    stage = FisherStage(pca, settings.position_weight, mixture, weight=weight, unit_length=whiten).to("cpu")
     return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
 
 

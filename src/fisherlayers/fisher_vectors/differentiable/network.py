@@ -16,6 +16,7 @@ from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
 from fisherlayers.fisher_vectors.encoding import append_positions
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage
+from fisherlayers.fisher_vectors.normalization import l2_normalize
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 
 __all__ = ["FisherNetworkModule"]
@@ -29,6 +30,8 @@ class _LiveStage(FisherStage):
 
     def reduce(self, descriptors: Tensor, positions: Tensor) -> Tensor:
         reduced = self.reduction(descriptors)
+        if self.unit_length:
+            reduced = l2_normalize(reduced)
         return append_positions(reduced, positions, weight=self.position_weight) if self.position_weight else reduced
 
 
