@@ -15,7 +15,7 @@ from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.fisher_vectors.persistence import ModelFolderError, read_folder, take, write_folder
 
 # Settings and parameters that the first models did not have.
-LATER = {"patch_whitening"}
+LATER = {"global_pooling", "patch_whitening", "pooling_damping"}
 
 
 def small_model(labels_as=np.asarray):

@@ -75,6 +75,9 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds for learning W; 1 turns cross-fitting off.
         information: ``"images"`` or ``"closed-form"``: which Fisher information normalises the encodings.
+        global_pooling: ``"mean"``, or ``"generalised-max"``: how descriptors become one Fisher vector of the image. The
+            latter takes some ten times as long, and has no `to_module`, no exports and no evidence maps.
+        pooling_damping: Of generalised max pooling: the larger, the closer to the mean.
         color: Whether statistics of colours, or of intensities where no image has colour, are used.
         color_weight: Share of the colour statistics relative to a layer's.
         intensity_weight: Share of the statistics of grey images.
@@ -149,6 +152,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         projection_images: int | None = None,
         cross_fit: int | None = None,
         information: str | None = None,
+        global_pooling: str | None = None,
+        pooling_damping: float | None = None,
         color: bool | None = None,
         color_weight: float | None = None,
         intensity_weight: float | None = None,
@@ -190,6 +195,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         self.projection_images = projection_images
         self.cross_fit = cross_fit
         self.information = information
+        self.global_pooling = global_pooling
+        self.pooling_damping = pooling_damping
         self.color = color
         self.color_weight = color_weight
         self.intensity_weight = intensity_weight

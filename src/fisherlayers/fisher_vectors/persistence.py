@@ -179,6 +179,7 @@ def network_from_tensors(
     Returns:
         The network; `ModelFolderError` is raised if a tensor is missing, misshapen, or has no meaning.
     """
+    pooling_damping = settings.pooling_damping if settings.global_pooling == "generalised-max" else None
 
     def stage(name: str, *, unit_length: bool = False) -> FisherStage:
         basis = take(tensors, f"{name}.pca.basis", None, None)
@@ -197,7 +198,7 @@ def network_from_tensors(
             raise ModelFolderError(f"the model is damaged: the mixture of {name!r}: {error}") from error
         gains = take(tensors, f"{name}.gains", 2 * means.numel()) if f"{name}.gains" in tensors else None
         weight = float(take(tensors, f"{name}.weight"))
-        return FisherStage(pca, settings.position_weight, mixture, gains, weight, unit_length)
+        return FisherStage(pca, settings.position_weight, mixture, gains, weight, unit_length, pooling_damping)
 
     def levels(name: str, number: int) -> range:
         return range(number if complete else sum(name.format(level) in tensors for level in range(number)))

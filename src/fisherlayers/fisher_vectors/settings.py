@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, get_args
 
 from fisherlayers.fisher_vectors.encoding import Assignment
@@ -14,6 +14,7 @@ from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
 INFORMATION = ("closed-form", "images")
+GLOBAL_POOLING = ("mean", "generalised-max")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class NetworkSettings:
         cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
         information: ``"images"`` equalises the second moments of whole images' Fisher vectors (the empirical
             information), after the closed form; ``"closed-form"`` leaves it at that, as the paper does.
+        global_pooling: How descriptors' Fisher vectors become that of a whole image, in every layer and stream:
+            ``"mean"``, or ``"generalised-max"``, to which all descriptors are about equally similar
+            (`fisherlayers.fisher_vectors.generalised_pooling`) and which has no modules, exports and evidence maps.
+            Windows are means always.
+        pooling_damping: lambda of generalised max pooling, relative to the expected |phi|^2 of a descriptor's Fisher
+            vector, which stands for the unit length of the vectors in the paper: towards 0 it is the maximum, towards
+            infinity the mean.
         information_images: Training images that the empirical information is taken from.
         color: Whether a shallow Fisher vector of colour statistics is added for RGB images.
         color_weight: Share of the colour statistics in the inner product of two images, relative to a layer's.
@@ -89,6 +97,8 @@ class NetworkSettings:
     cross_fit: int = 3
     information: str = "images"
     information_images: int = 500
+    global_pooling: str = "mean"
+    pooling_damping: float = 1.0
     color: bool = True
     color_weight: float = 1.0
     intensity_weight: float = 0.15
@@ -125,6 +135,10 @@ class NetworkSettings:
         check_projection(self.projection)
         if self.information not in INFORMATION:
             raise ValueError(f"information must be one of {INFORMATION}, got {self.information!r}")
+        if self.global_pooling not in GLOBAL_POOLING:
+            raise ValueError(f"global_pooling must be one of {GLOBAL_POOLING}, got {self.global_pooling!r}")
+        if not 0 < self.pooling_damping < inf:
+            raise ValueError(f"pooling_damping must be positive and finite, got {self.pooling_damping}")
         if self.window_assignment not in get_args(Assignment):
             raise ValueError(f"window_assignment must be 'hard' or 'soft', got {self.window_assignment!r}")
         if self.projection_size is not None and self.projection_size < 1:
@@ -194,7 +208,7 @@ class NetworkSettings:
 
 
 # Models were saved before there were these; each has a default that leaves all as it was.
-_LATER = {"patch_whitening"}
+_LATER = {"global_pooling", "patch_whitening", "pooling_damping"}
 
 _LEAST: dict[str, float] = {
     "depth": 1,
@@ -281,6 +295,8 @@ OVERRIDES = (
     "projection_images",
     "cross_fit",
     "information",
+    "global_pooling",
+    "pooling_damping",
     "color",
     "color_weight",
     "intensity_weight",

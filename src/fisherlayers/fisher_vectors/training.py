@@ -165,7 +165,8 @@ class _Pool:
 
     def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
         network = self.network.to(self.device)
-        stage = network.stages[self.level]
+        # Windows are means, whatever whole images are.
+        stage = replace(network.stages[self.level], pooling_damping=None)
         grids = stage.prepare(network.grids(images.to(self.device), level=self.level, fold=batch.key))
         settings = network.settings
         return stage.encode(grids, assignment=settings.window_assignment, power=settings.window_power).cpu().numpy()
@@ -286,7 +287,10 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
     )
     # Expectation maximisation may have converged before the last iteration.
     execution.report(f"{name}: mixture", settings.iterations, settings.iterations)
-    stage = FisherStage(pca, settings.position_weight, mixture, weight=weight, unit_length=whiten).to("cpu")
+    damping = settings.pooling_damping if settings.global_pooling == "generalised-max" else None
+    stage = FisherStage(
+        pca, settings.position_weight, mixture, weight=weight, unit_length=whiten, pooling_damping=damping
+    ).to("cpu")
     return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
 
 

@@ -73,7 +73,7 @@ class FisherNetworkModule(nn.Module):
     be given, as to the estimator.
 
     Args:
-        network: Fitted; is copied.
+        network: Fitted, with ``global_pooling="mean"``; is copied.
         coef: w of the classifier, (C, features), or (1, features) for two classes.
         intercept: b, (C,) or (1,).
         temperature: Factor of the scores whose softmax are the class probabilities; the loss to fine-tune is the
@@ -99,6 +99,7 @@ class FisherNetworkModule(nn.Module):
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        network.check_mean_pooling("a module")
         super().__init__()
         self._fitted = network
         self.stages = nn.ModuleList(_StageModule(stage, dtype) for stage in network.stages)
