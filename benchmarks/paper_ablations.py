@@ -150,7 +150,7 @@ BEYOND = {
     name: "few components" if name.startswith("few components,") else "T2 q 5, delta 1, multi-layer"
     for name in ROWS
     if not name.startswith("T")
-}
+} | {"raw patches beside, whitened": "raw patches beside"}
 """Row -> the row that it is compared with."""
 
 Log = NDArray[np.float64]

@@ -76,7 +76,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         cross_fit: Folds for learning W; 1 turns cross-fitting off.
         information: ``"images"`` or ``"closed-form"``: which Fisher information normalises the encodings.
         global_pooling: ``"mean"``, or ``"generalised-max"``: how descriptors become one Fisher vector of the image. The
-            latter takes some ten times as long, and has no `to_module`, no exports and no evidence maps.
+            latter takes some twenty times as long as the mean alone, and has no `to_module`, exports and evidence maps.
         pooling_damping: Of generalised max pooling: the larger, the closer to the mean.
         color: Whether statistics of colours, or of intensities where no image has colour, are used.
         color_weight: Share of the colour statistics relative to a layer's.
