@@ -344,7 +344,7 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: FISHERLAYERS_DATA")
-    parser.add_argument("--validate", action="store_true", help="score 30 % of the training images; writes nothing")
+    parser.add_argument("--validate", action="store_true", help="score 30 %% of the training images; writes nothing")
     parser.add_argument("--per-class", type=int, metavar="N", help="learn from N random training images a class")
     parser.add_argument("--threads", type=int, default=2, help="of all contenders")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these peers")

@@ -298,7 +298,7 @@ IMAGES, LABELS = textures(2)
         ({"depth": 0}, IMAGES, LABELS, "depth must be at least 1 layer"),
         ({"components": (4, 4, 4)}, IMAGES, LABELS, "components must hold one number a layer: expected 2"),
         ({"step": 0}, IMAGES, LABELS, "step must be at least 1"),
-        ({"projection": "lda"}, IMAGES, LABELS, "projection must be one of"),
+        ({"projection": "magic"}, IMAGES, LABELS, "projection must be one of"),
     ],
 )
 def test_refused(parameters, images, labels, message):

@@ -12,11 +12,15 @@ from fisherlayers import DeepFisherNetwork
 SMALL = {"components": 4, "dimensions": 6, "bin_sizes": (3,), "step": 3, "iterations": 5, "random_state": 0}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "mirror"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"mirror": True}, {"patch_side": 5, "patch_whitening": True}],
+    ids=["plain", "mirror", "whitened"],
+)
 def fitted(request):
     images, labels = textures(4)
     images = [np.float32(np.stack([image, image[::-1], 1 - image], axis=-1)) for image in images]
-    return DeepFisherNetwork(**SMALL, mirror=request.param).fit(images, labels), np.stack(images)
+    return DeepFisherNetwork(**SMALL, **request.param).fit(images, labels), np.stack(images)
 
 
 def test_a_program_serves_batches_of_any_size(fitted):

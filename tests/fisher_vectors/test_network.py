@@ -231,6 +231,61 @@ def test_raw_patches_are_a_stream_of_their_own(channels):
     torch.testing.assert_close(network.encode(batch)[:, network.stages[0].num_outputs :], expected)
 
 
+def test_whitened_patches_have_unit_length_before_the_coordinates():
+    images, labels = textures(4)
+    settings = replace(SETTINGS.with_depth(1), color=False, patch_side=4, patch_components=3, patch_dimensions=9)
+    settings = replace(settings, patch_whitening=True, training_descriptors=100_000, position_weight=0.5)
+    network, _, prepared = fitted(settings, images, labels)
+    pixels = torch.cat([prepared.load(batch) for batch in prepared.batches()])
+    grid = RawPatches(side=4)(pixels)[0]
+    # Every patch was in the sample.
+    patches = grid.descriptors.reshape(-1, 16).double()
+    variances, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    white = (grid.descriptors.double() - patches.mean(dim=0)) @ vectors.flip(1)[:, :9]
+    white = white / (variances.flip(0)[:9] + 0.1).sqrt()
+    white = white / white.norm(dim=-1, keepdim=True)
+    stage = network.patches
+    found = stage.prepare(network.patch_grids(pixels))[0].descriptors
+    torch.testing.assert_close(found[..., :9].norm(dim=-1), torch.ones(found.shape[:3]))
+    signs = (found[..., :9] * white).flatten(0, 2).sum(dim=0).sign()
+    expected = append_positions((white * signs).float(), grid.positions, weight=0.5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    rows = l2_normalize(signed_power(fisher_vectors(stage.mixture, expected.flatten(1, 2)))) / 2**0.5
+    encodings = network.encode(pixels)
+    torch.testing.assert_close(encodings[:, -rows.shape[1] :], rows, rtol=0, atol=5e-3)
+    plain, _, _ = fitted(replace(settings, patch_whitening=False), images, labels)
+    assert not plain.patches.components.whiten
+    assert torch.equal(plain.encode(pixels)[:, : -rows.shape[1]], encodings[:, : -rows.shape[1]])
+    maps = evidence_maps(network, torch.ones_like(encodings), pixels)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), encodings.sum(dim=1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lda", "softmax"])
+def test_other_projections_make_a_second_layer(grey, kind):
+    images, labels = textures(5)
+    network, folds, prepared = fitted(replace(SETTINGS, projection=kind), images, labels, seed=3)
+    assert network.projections[0].shape == grey[0].projections[0].shape
+    rows, common = encode_images(network, prepared, folds=folds).rows, network.stages[0].num_outputs
+    expected = encode_images(grey[0], prepared, folds=folds).rows
+    np.testing.assert_array_equal(rows[:, :common], expected[:, :common])
+    assert np.linalg.norm(rows - expected, axis=1).min() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+
+
+def test_a_projection_for_one_label_is_refused_before_any_work():
+    images, labels = textures(4)
+    several = np.eye(4, dtype=int)[np.unique(labels, return_inverse=True)[1]]
+    calls = []
+    with pytest.raises(ValueError, match="for several labels an image, got 'lda'"):
+        fit_network(
+            ImageList(images).prepared(**SETTINGS.preparation),
+            several,
+            replace(SETTINGS, projection="lda"),
+            execution=Execution(progress=lambda *call: calls.append(call)),
+        )
+    assert not calls
+
+
 def test_three_layers():
     images, labels = textures(4)
     settings = replace(SETTINGS.with_depth(3), windows=(2,), step=2)
@@ -296,9 +351,13 @@ def test_settings_survive_json_and_refuse_nonsense():
         replace(SETTINGS, bin_sizes=(3, 0))
     with pytest.raises(ValueError, match="projection_cost must be positive"):
         replace(SETTINGS, projection_cost=0.0)
+    with pytest.raises(ValueError, match=r"projection must be one of .*'lda', 'softmax'.* got 'magic'"):
+        replace(SETTINGS, projection="magic")
     with pytest.raises(ValueError, match="projection_size must be at least 1"):
         replace(SETTINGS, projection_size=0)
     with pytest.raises(ValueError, match="window_assignment must be 'hard' or 'soft'"):
         replace(SETTINGS, window_assignment="firm")
+    older = {name: value for name, value in SETTINGS.to_config().items() if name != "patch_whitening"}
+    assert NetworkSettings.from_config(older) == SETTINGS
     with pytest.raises(ValueError, match=r"unknown \['extra'\], missing \['step'\]"):
         NetworkSettings.from_config({k: v for k, v in SETTINGS.to_config().items() if k != "step"} | {"extra": 1})

@@ -54,6 +54,16 @@ def test_many_internal_chunks(monkeypatch):
     torch.testing.assert_close(RunningCovariance().partial_fit(rows).covariance(), rows.T.cov())
 
 
+def test_a_floor_is_added_to_the_variances():
+    rows = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([3.0, 1.0, 0.1, 0.0], dtype=torch.float64)
+    plain, floored = fit_pca(rows), fit_pca(rows, whiten=True, floor=0.5)
+    torch.testing.assert_close(floored.variances, plain.variances + 0.5)
+    torch.testing.assert_close(floored.transform(rows), plain.transform(rows) / (plain.variances + 0.5).sqrt())
+    torch.testing.assert_close(floored.inverse_transform(floored.transform(rows)), rows)
+    with pytest.raises(ValueError, match="floor must be at least 0, got -1"):
+        fit_pca(rows, floor=-1.0)
+
+
 def test_whitened_rows_have_unit_covariance_and_come_back():
     rows = correlated_rows()
     components = fit_pca(rows, whiten=True)

@@ -14,6 +14,9 @@ from fisher_vectors.texture_images import textures
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.fisher_vectors.persistence import ModelFolderError, read_folder, take, write_folder
 
+# Settings and parameters that the first models did not have.
+LATER = {"global_pooling", "patch_whitening", "pooling_damping"}
+
 
 def small_model(labels_as=np.asarray):
     images, labels = textures(5)
@@ -48,6 +51,34 @@ def test_round_trip_gives_the_same_bits(model, saved):
         k: list(v) if isinstance(v, tuple) else v for k, v in model.get_params().items() if v is not None
     }
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_a_model_of_before_the_later_settings_loads_as_it_was(model, saved):
+    config = json.loads((saved / "config.json").read_text())
+    edit(
+        saved,
+        settings={name: value for name, value in config["settings"].items() if name not in LATER},
+        parameters={name: value for name, value in config["parameters"].items() if name not in LATER},
+    )
+    images, _ = textures(3, seed=1)
+    again = DeepFisherNetwork.load(saved)
+    assert again.settings_ == model.settings_
+    assert np.array_equal(again.decision_function(images), model.decision_function(images))
+
+
+def test_whitened_patches_come_back(tmp_path):
+    images, labels = textures(4)
+    quick = {"components": 3, "dimensions": 6, "step": 4, "training_descriptors": 500, "iterations": 2, "depth": 1}
+    model = DeepFisherNetwork(**quick, patch_side=4, patch_whitening=True, random_state=0).fit(images, labels)
+    model.save(tmp_path / "m")
+    scores = model.decision_function(images)
+    assert np.array_equal(DeepFisherNetwork.load(tmp_path / "m").decision_function(images), scores)
+    module = model.to_module()
+    pixels = torch.tensor(np.stack(images), dtype=torch.float32)
+    np.testing.assert_allclose(module(pixels).detach(), scores, rtol=0, atol=1e-4)
+    # What a module gives back has its gains in the PCA's basis.
+    model.update_from(module)
+    np.testing.assert_allclose(model.decision_function(images), scores, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

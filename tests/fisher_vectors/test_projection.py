@@ -125,10 +125,14 @@ def test_principal_rows_of_many_encodings(monkeypatch, tmp_path):
 def test_bad_input():
     encodings, labels = blobs()
     with pytest.raises(ValueError, match="projection must be one of"):
-        learn_projection(encodings, labels, no_folds(labels), kind="lda")
+        learn_projection(encodings, labels, no_folds(labels), kind="magic")
+    several = torch.nn.functional.one_hot(labels)
+    for kind in ("lda", "softmax", "one-vs-one"):
+        with pytest.raises(ValueError, match=f"for several labels an image, got '{kind}'"):
+            learn_projection(encodings, several, no_folds(labels), kind=kind)
 
 
-@pytest.mark.parametrize("kind", ["one-vs-one", "one-vs-rest", "both", "principal", "bi-convex"])
+@pytest.mark.parametrize("kind", ["one-vs-one", "one-vs-rest", "both", "principal", "bi-convex", "lda", "softmax"])
 def test_encodings_on_disk_and_any_number_of_threads_give_the_same_rows(kind, tmp_path):
     encodings, labels = blobs()
     encodings = encodings.float()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from benchmarks import image_contest
 from benchmarks.image_contest import Outcome, class_mean_accuracy, fisher_outcomes, fused
 from benchmarks.image_hybrid import Rows, late_fusion, together
 from benchmarks.image_peers import BagOfWords, linear_scores, resized
@@ -111,3 +112,10 @@ def three(split):
     mixed = np.uint8((np.float32(split.images[:half]) + split.images[half:]) / 2)
     labels = np.concatenate([split.labels, np.full(half, 2)])
     return Split(np.concatenate([split.images, mixed]), labels)
+
+
+def test_the_command_line_has_a_help(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["contest", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        image_contest.main("A contest.", None, None)
+    assert "score 30 % of the training images" in " ".join(capsys.readouterr().out.split())

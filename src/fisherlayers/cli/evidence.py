@@ -41,6 +41,7 @@ def evidence(
     from fisherlayers.report import evidence_overlay, png_bytes
 
     network = DeepFisherNetwork.load(model)
+    network.network_.check_mean_pooling("an evidence map")
     known = {str(name): name for name in network.classes_.tolist()}
     if label is not None and label not in known:
         raise UserError(f"--label must be a class of the model, got {label!r}; its classes are {', '.join(known)}")

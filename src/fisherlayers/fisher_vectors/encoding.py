@@ -27,6 +27,7 @@ __all__ = [
     "THRESHOLD",
     "Assignment",
     "append_positions",
+    "check_assignment",
     "closed_form_information",
     "closed_form_root",
     "empirical_information",
@@ -82,26 +83,22 @@ def mixture_score(
         mixture: K components over D features.
         descriptors: (..., N, D), N at least 1, in the dtype of the mixture.
         assignment: ``"soft"`` weighs with the posteriors; ``"hard"`` gives weight 1 to the most probable component.
-        threshold: Posteriors below it count as zero, without renormalising the others; in [0, 1). The exact gradient
-            has 0.
+        threshold: Posteriors below it count as zero, without renormalising the others; as for `check_assignment`. The
+            exact gradient has 0.
         mask: (..., N), True for the descriptors that count; all if None. The others may hold anything, also NaN.
 
     Returns:
         (..., 2 K D), [means; standard deviations]; zero where no descriptor counts.
 
     Raises:
-        ValueError: If shapes do not fit, there is no descriptor, ``assignment`` is unknown or ``threshold`` outside
-            [0, 1).
+        ValueError: If shapes do not fit, or there is no descriptor.
     """
     if descriptors.ndim < 2 or descriptors.shape[-1] != mixture.num_features or descriptors.shape[-2] == 0:
         raise ValueError(
             f"descriptors must have shape (..., N, {mixture.num_features}) with N at least 1, "
             f"got {tuple(descriptors.shape)}"
         )
-    if assignment not in get_args(Assignment):
-        raise ValueError(f"assignment must be 'soft' or 'hard', got {assignment!r}")
-    if not 0.0 <= threshold < 1.0:
-        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+    check_assignment(assignment, threshold)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != descriptors.shape[:-1]):
         raise ValueError(
             f"mask must be of bools and shape {tuple(descriptors.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
@@ -115,6 +112,22 @@ def mixture_score(
         scores.append(_score(mixture, joint.center, _mean_moments(joint, images[part], counted, assignment, threshold)))
     joined = torch.cat(scores)
     return joined.reshape(*descriptors.shape[:-2], joined.shape[1])
+
+
+def check_assignment(assignment: Assignment, threshold: float) -> None:
+    """Refuse what no descriptor can be assigned by.
+
+    Args:
+        assignment: As for `mixture_score`.
+        threshold: In [0, 1).
+
+    Raises:
+        ValueError: If ``assignment`` is unknown or ``threshold`` outside [0, 1).
+    """
+    if assignment not in get_args(Assignment):
+        raise ValueError(f"assignment must be 'soft' or 'hard', got {assignment!r}")
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
 
 
 def _blocks_of_images(images: Tensor) -> list[slice]:

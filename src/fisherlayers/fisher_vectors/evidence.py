@@ -80,7 +80,7 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
     """Map where linear functions of the encoding come from.
 
     Args:
-        network: Fitted, in the dtype of the images; float64 for sums that are exact.
+        network: Fitted with ``global_pooling="mean"``, in the dtype of the images; float64 for sums that are exact.
         rows: w of each image, (B, features).
         images: (B, C, H, W), prepared as the settings say.
         stabilizer: As for `descriptor_evidence`.
@@ -88,6 +88,7 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
     Returns:
         (B, H, W), whose sum over pixels is the inner product of w and the encoding.
     """
+    network.check_mean_pooling("an evidence map")
     settings, terms = network.settings, rows * network.encode(images)
     shallow = [stage for stage in (network.color, network.patches) if stage is not None]
     sizes = [stage.num_outputs for stage in (*network.stages, *shallow)]

@@ -36,6 +36,8 @@ class Exports:
     def to_module(self, *, dtype: torch.dtype = torch.float32) -> FisherNetworkModule:
         """Return the fitted classifier as a PyTorch module, images in, scores out, to be trained further.
 
+        Like the exports and evidence maps, it needs ``global_pooling="mean"`` and says so in a ValueError.
+
         Args:
             dtype: Of its parameters and arithmetic.
 
@@ -86,6 +88,7 @@ class Exports:
             ValueError: If a label is unknown, there is not one an image, or ``stabilizer`` is negative.
         """
         check_is_fitted(self)
+        self.network_.check_mean_pooling("an evidence map")
         if not stabilizer >= 0:
             raise ValueError(f"stabilizer must be at least 0 standard errors, got {stabilizer}")
         originals = ImageList(images)
@@ -139,6 +142,7 @@ class Exports:
             ValueError: If the images have too many pixels, or ``channels`` is neither 1 nor 3.
         """
         check_is_fitted(self)
+        self.network_.check_mean_pooling("an export")
         settings = self.network_.settings
         channels = channels if channels is not None else 3 if self.network_.has_color else 1
         if channels not in {1, 3}:

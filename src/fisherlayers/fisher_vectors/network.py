@@ -20,6 +20,7 @@ from torch import Tensor
 from fisherlayers.fisher_vectors.color import LocalColorStatistics
 from fisherlayers.fisher_vectors.descriptors import DescriptorExtractor, DescriptorGrid
 from fisherlayers.fisher_vectors.encoding import Assignment, append_positions, fisher_vectors
+from fisherlayers.fisher_vectors.generalised_pooling import generalised_max_pooling
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.patches import RawPatches
@@ -56,6 +57,8 @@ class FisherStage:
         gains: Diagonal of F^(-1/2), (2 K D,), F the empirical information of whole images' Fisher vectors, which have
             the closed form's root already; None for the closed form alone.
         weight: Share of the stage in the inner product of two images' concatenated encodings, relative to the others.
+        unit_length: Whether descriptors are L2-normalised after their PCA, as whitened patches are.
+        pooling_damping: lambda of generalised max pooling; None for the mean.
     """
 
     components: PrincipalComponents
@@ -63,6 +66,8 @@ class FisherStage:
     mixture: DiagonalMixture
     gains: Tensor | None = None
     weight: float = 1.0
+    unit_length: bool = False
+    pooling_damping: float | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -107,7 +112,9 @@ class FisherStage:
         Returns:
             (..., N, D or D + 2).
         """
-        return reduce_descriptors(self.components, descriptors, positions, self.position_weight)
+        return reduce_descriptors(
+            self.components, descriptors, positions, self.position_weight, unit_length=self.unit_length
+        )
 
     def encode(self, grids: Sequence[DescriptorGrid], *, assignment: Assignment = "soft", power: bool = True) -> Tensor:
         """Pool prepared descriptors over the whole image.
@@ -123,7 +130,7 @@ class FisherStage:
         descriptors = join(grids)
         if descriptors.shape[1] == 0:
             return descriptors.new_zeros(len(descriptors), self.num_outputs)
-        encodings = fisher_vectors(self.mixture, descriptors, assignment=assignment)
+        encodings = self._pooled(descriptors, assignment)
         if not power:
             return l2_normalize(encodings)
         return l2_normalize(signed_power(encodings if self.gains is None else encodings * self.gains))
@@ -158,11 +165,21 @@ class FisherStage:
         descriptors = join(grids)
         if descriptors.shape[1] == 0:
             return descriptors.new_zeros(len(descriptors), self.num_outputs)
-        return fisher_vectors(self.mixture, descriptors)
+        return self._pooled(descriptors, "soft")
+
+    def _pooled(self, descriptors: Tensor, assignment: Assignment) -> Tensor:
+        if self.pooling_damping is None:
+            return fisher_vectors(self.mixture, descriptors, assignment=assignment)
+        return generalised_max_pooling(self.mixture, descriptors, damping=self.pooling_damping, assignment=assignment)
 
 
 def reduce_descriptors(
-    components: PrincipalComponents, descriptors: Tensor, positions: Tensor, position_weight: float
+    components: PrincipalComponents,
+    descriptors: Tensor,
+    positions: Tensor,
+    position_weight: float,
+    *,
+    unit_length: bool = False,
 ) -> Tensor:
     """Reduce descriptors by PCA and append their weighted coordinates.
 
@@ -171,11 +188,14 @@ def reduce_descriptors(
         descriptors: (..., N, D0).
         positions: (x, y), (N, 2) or with as many leading dimensions as the descriptors.
         position_weight: Factor of the coordinates; 0 appends nothing.
+        unit_length: Whether the reduced descriptors are L2-normalised, before the coordinates.
 
     Returns:
         (..., N, D or D + 2).
     """
     reduced = components.transform(descriptors)
+    if unit_length:
+        reduced = l2_normalize(reduced)
     return append_positions(reduced, positions, weight=position_weight) if position_weight else reduced
 
 
@@ -278,6 +298,21 @@ class FisherNetwork:
             return self.patches is not None and len(self.patches.components.mean) == 3 * self.settings.patch_side**2
         means = self.color.components.mean.reshape(-1, 3)
         return not torch.allclose(means, means[:, :1].expand(-1, 3), rtol=1e-4, atol=1e-6)
+
+    def check_mean_pooling(self, use: str) -> None:
+        """Refuse a use that takes an image's Fisher vector to be the mean over its descriptors.
+
+        Args:
+            use: For the message.
+
+        Raises:
+            ValueError: If the network was fitted with another ``global_pooling``.
+        """
+        if self.settings.global_pooling != "mean":
+            raise ValueError(
+                f"{use} needs a network with global_pooling='mean', got {self.settings.global_pooling!r}: "
+                "generalised max pooling solves a system of equations for every image"
+            )
 
     def to(self, device: torch.device | str) -> FisherNetwork:
         """Return the network on another device.

@@ -1,9 +1,9 @@
 """Raw patches on a dense grid, normalised for brightness and contrast: descriptors for tiny images.
 
 After Coates, Lee and Ng (AISTATS 2011): the pixels of a small patch, minus their mean, divided by sqrt(variance + c).
-Whitening is the next step and belongs to the PCA, which learns it from many patches. A patch has side x side cells; a
-cell of size s is the mean of s x s pixels, so that patches of several sizes have one length. Patches lie inside the
-image as far as their outermost pixel.
+Whitening is the next step and belongs to the PCA, which learns it from many patches (setting ``patch_whitening``). A
+patch has side x side cells; a cell of size s is the mean of s x s pixels, so that patches of several sizes have one
+length. Patches lie inside the image as far as their outermost pixel.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class PrincipalComponents:
         mean: What is subtracted first, (D0,).
         basis: Orthonormal directions as columns, by falling variance, (D0, D). The entry of largest magnitude of each
             is positive.
-        variances: Variance along each direction, unbiased, (D,).
+        variances: Variance along each direction, unbiased, (D,); with a floor, so much larger.
         whiten: Whether outputs are divided by their standard deviation. Directions without variance then map to zero.
     """
 
@@ -186,21 +186,29 @@ class RunningCovariance:
         return (moment[:-1, :-1] - torch.outer(drift, drift)) * (count / (count - 1))
 
     def principal_components(
-        self, num_components: int | None = None, *, whiten: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        num_components: int | None = None,
+        *,
+        whiten: bool = False,
+        floor: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> PrincipalComponents:
         """Return the directions of largest variance.
 
         Args:
             num_components: D, from 1 to D0; all if None.
             whiten: Whether outputs are divided by their standard deviation.
+            floor: Added to every variance, so that whitening does not blow up directions that hold noise; at least 0.
             dtype: Of the result; the work is done in float64.
 
         Returns:
             The affine map.
 
         Raises:
-            ValueError: If ``num_components`` lies outside 1 .. D0.
+            ValueError: If ``num_components`` lies outside 1 .. D0, or ``floor`` is negative.
         """
+        if not floor >= 0:
+            raise ValueError(f"floor must be at least 0, got {floor}")
         covariance = self.covariance()
         directions = len(covariance) if num_components is None else num_components
         if not 1 <= directions <= len(covariance):
@@ -208,7 +216,7 @@ class RunningCovariance:
                 f"num_components must lie between 1 and the number of columns, {len(covariance)}; got {num_components}"
             )
         variances, basis = torch.linalg.eigh(covariance)
-        variances = variances.flip(0)[:directions].clamp_min(0)
+        variances = variances.flip(0)[:directions].clamp_min(0) + floor
         basis = basis.flip(1)[:, :directions]
         largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
         return PrincipalComponents(
@@ -233,16 +241,20 @@ class RunningCovariance:
         return self._anchor, self._information.value(), float(self._information.count)
 
 
-def fit_pca(rows: Tensor, num_components: int | None = None, *, whiten: bool = False) -> PrincipalComponents:
+def fit_pca(
+    rows: Tensor, num_components: int | None = None, *, whiten: bool = False, floor: float = 0.0
+) -> PrincipalComponents:
     """Fit principal components to rows that are all in memory.
 
     Args:
         rows: (N, D0), N at least 2.
         num_components: D, from 1 to D0; all if None.
         whiten: Whether outputs are divided by their standard deviation.
+        floor: Added to every variance; at least 0.
 
     Returns:
         The affine map, in the dtype of ``rows``.
     """
     dtype = rows.dtype if rows.dtype.is_floating_point else torch.float32
-    return RunningCovariance().partial_fit(rows).principal_components(num_components, whiten=whiten, dtype=dtype)
+    statistics = RunningCovariance().partial_fit(rows)
+    return statistics.principal_components(num_components, whiten=whiten, floor=floor, dtype=dtype)

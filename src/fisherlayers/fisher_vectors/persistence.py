@@ -179,8 +179,9 @@ def network_from_tensors(
     Returns:
         The network; `ModelFolderError` is raised if a tensor is missing, misshapen, or has no meaning.
     """
+    pooling_damping = settings.pooling_damping if settings.global_pooling == "generalised-max" else None
 
-    def stage(name: str) -> FisherStage:
+    def stage(name: str, *, unit_length: bool = False) -> FisherStage:
         basis = take(tensors, f"{name}.pca.basis", None, None)
         pca = PrincipalComponents(
             take(tensors, f"{name}.pca.mean", basis.shape[0]),
@@ -197,7 +198,7 @@ def network_from_tensors(
             raise ModelFolderError(f"the model is damaged: the mixture of {name!r}: {error}") from error
         gains = take(tensors, f"{name}.gains", 2 * means.numel()) if f"{name}.gains" in tensors else None
         weight = float(take(tensors, f"{name}.weight"))
-        return FisherStage(pca, settings.position_weight, mixture, gains, weight)
+        return FisherStage(pca, settings.position_weight, mixture, gains, weight, unit_length, pooling_damping)
 
     def levels(name: str, number: int) -> range:
         return range(number if complete else sum(name.format(level) in tensors for level in range(number)))
@@ -207,9 +208,9 @@ def network_from_tensors(
         take(tensors, f"projection.{level}", None, None, stages[level].num_outputs)
         for level in levels("projection.{}", settings.depth - 1)
     )
-    color, patches = (
-        stage(f"stage.{name}") if f"stage.{name}.weights" in tensors else None for name in ("color", "patches")
-    )
+    color = stage("stage.color") if "stage.color.weights" in tensors else None
+    has_patches = "stage.patches.weights" in tensors
+    patches = stage("stage.patches", unit_length=settings.patch_whitening) if has_patches else None
     return FisherNetwork(settings, stages, projections, color, patches)
 
 

@@ -3,8 +3,9 @@
 Labels exist only for whole images. Simonyan et al. (NIPS 2013) therefore learn W on image-level Fisher vectors, and
 additivity carries it over: the mean of projected local Fisher vectors is the projected global one. Their rows are the
 weights of one-vs-rest linear SVMs, which gives as many directions as classes. With few classes, one SVM a pair of
-classes gives C (C - 1) / 2. Principal directions of the encodings fill up what is missing; what is too much is reduced
-to the principal directions of the rows: a rotation of W changes nothing, since stacking, L2 and PCA follow.
+classes gives C (C - 1) / 2. Discriminant analysis and the softmax classifier give C - 1. Principal directions of the
+encodings fill up what is missing; what is too much is reduced to the principal directions of the rows: a rotation of W
+changes nothing, since stacking, L2 and PCA follow.
 
 W over-fits the images that it is learned on, and the next layer would see better descriptors in training than it ever
 will again. Cross-fitting learns one W a fold, from the other folds.
@@ -12,6 +13,7 @@ will again. Cross-fitting learns one W a fold, from the other folds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -19,13 +21,15 @@ import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.bi_convex import bi_convex_rows
-from fisherlayers.fisher_vectors.rows import Rows
+from fisherlayers.fisher_vectors.discriminant import discriminant_rows
+from fisherlayers.fisher_vectors.rows import Rows, row_blocks
+from fisherlayers.fisher_vectors.softmax_regression import softmax_regression
 from fisherlayers.fisher_vectors.svm import one_vs_rest, svm_path
 from fisherlayers.fisher_vectors.svm_spaces import RowSpace, gram_matrix
 
-__all__ = ["KINDS", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
+__all__ = ["KINDS", "check_projection", "learn_projection", "pair_targets", "principal_rows", "svm_rows"]
 
-KINDS = ("auto", "one-vs-rest", "one-vs-one", "both", "bi-convex", "principal")
+KINDS = ("auto", "one-vs-rest", "one-vs-one", "both", "bi-convex", "lda", "softmax", "principal")
 _WITH_SEVERAL_LABELS = ("auto", "one-vs-rest", "principal")
 # With more classes, pairs are too many problems and one-vs-rest has rows enough.
 _MOST_CLASSES_IN_PAIRS = 32
@@ -33,6 +37,10 @@ _MOST_CLASSES_IN_PAIRS = 32
 _MOST_PROBLEMS = 512
 # The rows of W are directions, not classifiers: their optimum need not be exact.
 _TOLERANCE = 1e-4
+# Discriminant analysis and softmax: coordinates beyond so many principal ones cost more than they add.
+_MOST_COORDINATES = 1024
+# Variances below so many rounding errors of the largest are noise.
+_ROUNDINGS = 8
 # More rows than this have their principal directions by iteration: directions beyond those wanted, and rounds.
 _MOST_EXACT = 2048
 _SPARE = 16
@@ -57,24 +65,22 @@ def learn_projection(
         labels: Class indices 0 .. C - 1, (n,); or for several labels an image 0 and 1, (n, C).
         folds: Fold of each image from 0, (n,), at least two images of every class outside each; all -1 for no
             cross-fitting.
-        kind: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"`` (C (C - 1) / 2 rows), ``"both"``, or ``"auto"``:
-            pairs up to 32 classes, one-vs-rest above; ``"bi-convex"`` is the paper's other objective
-            (`fisherlayers.fisher_vectors.bi_convex`), ``"principal"`` learns nothing from the labels.
+        kind: One that `check_projection` lets pass: ``"one-vs-rest"`` (the paper's, C rows), ``"one-vs-one"``
+            (C (C - 1) / 2 rows), ``"both"``, or ``"auto"``: pairs up to 32 classes, one-vs-rest above. ``"bi-convex"``
+            is the paper's other objective (`fisherlayers.fisher_vectors.bi_convex`). ``"lda"`` is linear discriminant
+            analysis (`fisherlayers.fisher_vectors.discriminant`), ``"softmax"`` the leading directions of multinomial
+            logistic regression (`fisherlayers.fisher_vectors.softmax_regression`): C - 1 rows each, learned on up to
+            1,024 principal coordinates of all encodings. ``"principal"`` learns nothing from the labels.
         size: Rows of W; None for those of ``kind``. Missing ones are principal directions of the encodings, as far as
-            the number of images allows; too many are reduced to their own principal directions.
-        cost: C of the SVMs.
+            the number of images allows. Too many are reduced to their own principal directions; of ``"lda"`` the first
+            are taken.
+        cost: C of the SVMs, of the bi-convex objective and of the softmax classifier.
         **options: Further arguments of `svm_path`.
 
     Returns:
         (F, h, E): W of each fold, then, for images outside all folds, their mean; (1, h, E) without cross-fitting.
-
-    Raises:
-        ValueError: If ``kind`` is unknown, or has no meaning for several labels an image.
     """
-    if kind not in KINDS:
-        raise ValueError(f"projection must be one of {KINDS}, got {kind!r}")
-    if labels.ndim == 2 and kind not in _WITH_SEVERAL_LABELS:
-        raise ValueError(f"projection must be one of {_WITH_SEVERAL_LABELS} for several labels an image, got {kind!r}")
+    check_projection(kind, several_labels=labels.ndim == 2)
     classes = int(labels.max()) + 1
     if labels.ndim == 2:
         kind = "one-vs-rest"
@@ -89,6 +95,13 @@ def learn_projection(
         whole = encodings.to(encodings.dtype)
         rank = size or 2 * classes
         learned = torch.stack([bi_convex_rows(whole[m], labels[m], rank, cost=cost).projection for m in seen])
+    elif kind in {"lda", "softmax"}:
+        basis, coordinates = _principal_coordinates(encodings, options.get("n_jobs"))
+        if kind == "lda":
+            rows = discriminant_rows(coordinates, labels, seen)[:, :size]
+        else:
+            rows = _softmax_rows(coordinates, labels, seen, size, cost)
+        learned = (rows @ basis.to(rows)).to(basis)
     else:
         targets = _targets(labels, classes, kind)
         # Folds are problems side by side on the same rows, of which each leaves some out.
@@ -105,6 +118,22 @@ def learn_projection(
         extra = principal_rows(encodings, missing, n_jobs=options.get("n_jobs")) * learned.norm(dim=-1).mean()
         learned = torch.cat([learned, extra.expand(len(learned), -1, -1)], dim=1)
     return learned if len(seen) < 2 else torch.cat([learned, learned.mean(dim=0, keepdim=True)])
+
+
+def check_projection(kind: str, *, several_labels: bool = False) -> None:
+    """Refuse what cannot be learned.
+
+    Args:
+        kind: As for `learn_projection`.
+        several_labels: Whether an image may have several labels.
+
+    Raises:
+        ValueError: If ``kind`` is unknown, or has no meaning for several labels an image.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"projection must be one of {KINDS}, got {kind!r}")
+    if several_labels and kind not in _WITH_SEVERAL_LABELS:
+        raise ValueError(f"projection must be one of {_WITH_SEVERAL_LABELS} for several labels an image, got {kind!r}")
 
 
 def pair_targets(labels: Tensor, classes: int) -> Tensor:
@@ -159,6 +188,27 @@ def principal_rows(encodings: Rows, size: int, *, n_jobs: int | None = None) -> 
     combinations_of_rows = chosen - chosen.mean(dim=0)
     rows = RowSpace(encodings, bias=0.0, n_jobs=n_jobs).combine(combinations_of_rows)[:-1].T
     return (rows / values[-size:].flip(0).clamp_min(1e-12).sqrt()[:, None]).to(encodings.dtype)
+
+
+def _principal_coordinates(encodings: Rows, n_jobs: int | None) -> tuple[Tensor, Tensor]:
+    # Directions as rows, (r, E), and the centred encodings along them, (n, r) in float64. Below 1,024 images these are
+    # all directions in which encodings differ: what is isotropic outside them has its solutions inside.
+    basis = principal_rows(encodings, min(_MOST_COORDINATES, len(encodings) - 1, encodings.shape[1]), n_jobs=n_jobs)
+    coordinates = torch.cat([(block @ basis.T.to(block)).double() for _, block in row_blocks(encodings)])
+    coordinates -= coordinates.mean(dim=0)
+    variances = coordinates.square().mean(dim=0)
+    kept = variances > _ROUNDINGS * torch.finfo(basis.dtype).eps * variances.max()
+    return basis[kept], coordinates[:, kept]
+
+
+def _softmax_rows(coordinates: Tensor, labels: Tensor, seen: Sequence[Tensor], size: int | None, cost: float) -> Tensor:
+    classes = int(labels.max()) + 1
+    # One row a class, in the order of the classes: those of several folds can be averaged and reduced together.
+    weights = torch.stack([
+        softmax_regression(coordinates[members], labels[members], classes, cost=cost).weights for members in seen
+    ])
+    rank = min(classes - 1, coordinates.shape[1], size or classes - 1)
+    return _principal_mixtures(weights.mean(dim=0), rank) @ weights
 
 
 def _iterated_rows(encodings: Rows, size: int, n_jobs: int | None) -> Tensor:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, get_args
 
 from fisherlayers.fisher_vectors.encoding import Assignment
+from fisherlayers.fisher_vectors.projection import check_projection
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
 INFORMATION = ("closed-form", "images")
+GLOBAL_POOLING = ("mean", "generalised-max")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,18 @@ class NetworkSettings:
         window_power: Whether windows' Fisher vectors are normalised before W, which no longer commutes.
         projection: How the rows of W are learned: see `fisherlayers.fisher_vectors.projection`.
         projection_size: Rows of W, missing ones filled up and too many reduced; None takes what `projection` gives.
-        projection_cost: C of the SVMs whose weights are the rows of W.
+        projection_cost: C of the classifiers whose weights are the rows of W.
         projection_images: Largest number of training images that W is learned on.
         cross_fit: Folds in which W is learned, so that no training image is seen by its own W; 1 turns it off.
         information: ``"images"`` equalises the second moments of whole images' Fisher vectors (the empirical
             information), after the closed form; ``"closed-form"`` leaves it at that, as the paper does.
+        global_pooling: How descriptors' Fisher vectors become that of a whole image, in every layer and stream:
+            ``"mean"``, or ``"generalised-max"``, to which all descriptors are about equally similar
+            (`fisherlayers.fisher_vectors.generalised_pooling`) and which has no modules, exports and evidence maps.
+            Windows are means always.
+        pooling_damping: lambda of generalised max pooling, relative to the expected |phi|^2 of a descriptor's Fisher
+            vector, which stands for the unit length of the vectors in the paper: towards 0 it is the maximum, towards
+            infinity the mean.
         information_images: Training images that the empirical information is taken from.
         color: Whether a shallow Fisher vector of colour statistics is added for RGB images.
         color_weight: Share of the colour statistics in the inner product of two images, relative to a layer's.
@@ -54,6 +63,8 @@ class NetworkSettings:
         patch_step: Distance of neighbouring patches, in pixels after resampling.
         patch_components: K of their mixture.
         patch_dimensions: Dimensions of the patches after PCA.
+        patch_whitening: Whether patches are whitened by their PCA, with 0.1 added to every variance (Coates, Lee and Ng
+            2011), and brought to unit length.
         patch_weight: Share of the patches in the inner product of two images, relative to a layer's.
         training_descriptors: Sample size for each PCA and mixture.
         iterations: EM iterations of each mixture.
@@ -86,6 +97,8 @@ class NetworkSettings:
     cross_fit: int = 3
     information: str = "images"
     information_images: int = 500
+    global_pooling: str = "mean"
+    pooling_damping: float = 1.0
     color: bool = True
     color_weight: float = 1.0
     intensity_weight: float = 0.15
@@ -95,6 +108,7 @@ class NetworkSettings:
     patch_step: int = 1
     patch_components: int = 128
     patch_dimensions: int = 64
+    patch_whitening: bool = False
     patch_weight: float = 1.0
     training_descriptors: int = 200_000
     iterations: int = 20
@@ -118,8 +132,13 @@ class NetworkSettings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.projection_cost <= 0:
             raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
+        check_projection(self.projection)
         if self.information not in INFORMATION:
             raise ValueError(f"information must be one of {INFORMATION}, got {self.information!r}")
+        if self.global_pooling not in GLOBAL_POOLING:
+            raise ValueError(f"global_pooling must be one of {GLOBAL_POOLING}, got {self.global_pooling!r}")
+        if not 0 < self.pooling_damping < inf:
+            raise ValueError(f"pooling_damping must be positive and finite, got {self.pooling_damping}")
         if self.window_assignment not in get_args(Assignment):
             raise ValueError(f"window_assignment must be 'hard' or 'soft', got {self.window_assignment!r}")
         if self.projection_size is not None and self.projection_size < 1:
@@ -171,7 +190,8 @@ class NetworkSettings:
         """Rebuild settings from what `to_config` returned.
 
         Args:
-            config: Name -> value.
+            config: Name -> value. Settings that came after the first models of this format may be missing: those models
+                have their defaults.
 
         Returns:
             The settings.
@@ -180,14 +200,15 @@ class NetworkSettings:
             ValueError: If a setting is unknown or missing.
         """
         names = {field.name for field in fields(cls)}
-        if set(config) != names:
-            raise ValueError(
-                f"settings do not fit this version: unknown {sorted(set(config) - names)}, "
-                f"missing {sorted(names - set(config))}"
-            )
+        unknown, missing = set(config) - names, names - set(config) - _LATER
+        if unknown or missing:
+            raise ValueError(f"settings do not fit this version: unknown {sorted(unknown)}, missing {sorted(missing)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
         return cls(**values)
 
+
+# Models were saved before there were these; each has a default that leaves all as it was.
+_LATER = {"global_pooling", "patch_whitening", "pooling_damping"}
 
 _LEAST: dict[str, float] = {
     "depth": 1,
@@ -274,11 +295,14 @@ OVERRIDES = (
     "projection_images",
     "cross_fit",
     "information",
+    "global_pooling",
+    "pooling_damping",
     "color",
     "color_weight",
     "intensity_weight",
     "patch_side",
     "patch_step",
+    "patch_whitening",
     "patch_weight",
     "training_descriptors",
     "iterations",

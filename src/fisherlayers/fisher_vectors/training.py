@@ -23,7 +23,7 @@ from fisherlayers.fisher_vectors.mixture import fit_mixture
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, patch_grids, reduce_descriptors
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
-from fisherlayers.fisher_vectors.projection import learn_projection
+from fisherlayers.fisher_vectors.projection import check_projection, learn_projection
 from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
@@ -32,6 +32,9 @@ __all__ = ["encode_images", "fit_network"]
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
 _GREY_DIMENSIONS = 28
+# Added to the variances of patches that are whitened, as Coates, Lee and Ng do: their pixels have a variance of at most
+# 1 after the normalisation for contrast, and directions of much less hold the noise of the camera.
+_PATCH_FLOOR = 0.1
 
 
 # A Fisher layer from 0, or one of the shallow streams.
@@ -77,6 +80,8 @@ def fit_network(
     Returns:
         The network, and for each image the fold of its W: -1 where no W was learned on it.
     """
+    if settings.depth > 1:
+        check_projection(settings.projection, several_labels=labels.ndim == 2)
     rng = np.random.default_rng(seed)
     folds = np.full(len(images), -1)
     strata = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=int)
@@ -160,7 +165,8 @@ class _Pool:
 
     def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
         network = self.network.to(self.device)
-        stage = network.stages[self.level]
+        # Windows are means, whatever whole images are.
+        stage = replace(network.stages[self.level], pooling_damping=None)
         grids = stage.prepare(network.grids(images.to(self.device), level=self.level, fold=batch.key))
         settings = network.settings
         return stage.encode(grids, assignment=settings.window_assignment, power=settings.window_power).cpu().numpy()
@@ -265,8 +271,11 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
             f"{name} has {components} components but the images give only {len(descriptors)} descriptors: ask for "
             "fewer components, give more or larger images, or use smaller bin_sizes, step and windows"
         )
-    pca = fit_pca(descriptors, min(dimensions, descriptors.shape[1]))
-    reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight)
+    whiten = name == "patches" and settings.patch_whitening
+    pca = fit_pca(
+        descriptors, min(dimensions, descriptors.shape[1]), whiten=whiten, floor=_PATCH_FLOOR if whiten else 0.0
+    )
+    reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight, unit_length=whiten)
     start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0, total=execution.total)
     mixture = fit_mixture(
         reduced,
@@ -278,7 +287,10 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
     )
     # Expectation maximisation may have converged before the last iteration.
     execution.report(f"{name}: mixture", settings.iterations, settings.iterations)
-    stage = FisherStage(pca, settings.position_weight, mixture, weight=weight).to("cpu")
+    damping = settings.pooling_damping if settings.global_pooling == "generalised-max" else None
+    stage = FisherStage(
+        pca, settings.position_weight, mixture, weight=weight, unit_length=whiten, pooling_damping=damping
+    ).to("cpu")
     return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
 
 

@@ -16,6 +16,7 @@ from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
 from fisherlayers.fisher_vectors.encoding import append_positions
 from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage
+from fisherlayers.fisher_vectors.normalization import l2_normalize
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 
 __all__ = ["FisherNetworkModule"]
@@ -29,6 +30,8 @@ class _LiveStage(FisherStage):
 
     def reduce(self, descriptors: Tensor, positions: Tensor) -> Tensor:
         reduced = self.reduction(descriptors)
+        if self.unit_length:
+            reduced = l2_normalize(reduced)
         return append_positions(reduced, positions, weight=self.position_weight) if self.position_weight else reduced
 
 
@@ -70,7 +73,7 @@ class FisherNetworkModule(nn.Module):
     be given, as to the estimator.
 
     Args:
-        network: Fitted; is copied.
+        network: Fitted, with ``global_pooling="mean"``; is copied.
         coef: w of the classifier, (C, features), or (1, features) for two classes.
         intercept: b, (C,) or (1,).
         temperature: Factor of the scores whose softmax are the class probabilities; the loss to fine-tune is the
@@ -96,6 +99,7 @@ class FisherNetworkModule(nn.Module):
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        network.check_mean_pooling("a module")
         super().__init__()
         self._fitted = network
         self.stages = nn.ModuleList(_StageModule(stage, dtype) for stage in network.stages)

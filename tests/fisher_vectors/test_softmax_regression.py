@@ -1,0 +1,89 @@
+"""The softmax classifier against its objective written out and scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from fisherlayers.fisher_vectors.projection import learn_projection
+from fisherlayers.fisher_vectors.softmax_regression import softmax_objective, softmax_regression
+
+
+def blobs(classes=4, each=12, features=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat(each)
+    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    return centres[labels] + torch.randn(len(labels), features, generator=generator, dtype=torch.float64), labels
+
+
+def peer_weights(encodings, labels, cost):
+    peer = LogisticRegression(C=cost, tol=1e-9, max_iter=5000)
+    peer.fit(encodings.numpy(), labels.numpy())
+    return torch.from_numpy(peer.coef_ - peer.coef_.mean(axis=0))
+
+
+def test_the_objective_image_by_image():
+    rows, labels = blobs()
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    intercepts = torch.randn(4, generator=generator, dtype=torch.float64)
+    expected = 0.5 * float((weights**2).sum())
+    for row, label in zip(rows.numpy(), labels.tolist(), strict=True):
+        exponentials = np.exp(weights.numpy() @ row + intercepts.numpy())
+        expected -= 0.7 * np.log(exponentials[label] / exponentials.sum())
+    assert float(softmax_objective(weights, intercepts, rows, labels, 0.7)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("cost", [0.01, 1.0, 100.0])
+def test_the_weights_are_those_of_another_solver(cost):
+    rows, labels = blobs()
+    fit = softmax_regression(rows, labels, 4, cost=cost, tolerance=1e-9)
+    expected = peer_weights(rows, labels, cost)
+    torch.testing.assert_close(fit.weights, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    # At the default tolerance the directions are there.
+    quick = softmax_regression(rows, labels, 4, cost=cost).weights
+    torch.testing.assert_close(quick, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_rows_are_the_leading_singular_directions():
+    encodings, labels = blobs(each=6, features=50)
+    whole = torch.full_like(labels, -1)
+    weights = peer_weights(encodings, labels, 0.3)
+    _, values, right = torch.linalg.svd(weights)
+    for size, rank in ((None, 3), (2, 2), (3, 3)):
+        found = learn_projection(encodings, labels, whole, kind="softmax", size=size, cost=0.3)[0]
+        expected = right[:rank].T * values[:rank].square() @ right[:rank]
+        torch.testing.assert_close(found.T @ found, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+        assert found.shape == (rank, 50)
+    more = learn_projection(encodings, labels, whole, kind="softmax", size=9, cost=0.3)[0]
+    torch.testing.assert_close(more[3:].norm(dim=1), more[:3].norm(dim=1).mean().expand(6))
+
+
+def test_folds_are_reduced_by_one_rotation_and_do_not_know_their_images():
+    encodings, labels = blobs()
+    folds = torch.arange(len(labels)) // 4 % 3
+    learned = learn_projection(encodings, labels, folds, kind="softmax", size=2)
+    torch.testing.assert_close(learned[3], learned[:3].mean(dim=0))
+    full = learn_projection(encodings, labels, folds, kind="softmax")
+    mixtures = torch.linalg.lstsq(full[3].T, learned[3].T).solution.T
+    torch.testing.assert_close(mixtures @ full[0], learned[0])
+    alone = peer_weights(encodings[folds != 1], labels[folds != 1], 1.0)
+    torch.testing.assert_close(
+        full[1].T @ full[1], alone.T @ alone, rtol=0, atol=0.02 * float((alone.T @ alone).abs().max())
+    )
+
+
+def test_two_classes_have_one_direction():
+    encodings, labels = blobs(classes=2)
+    (row,) = learn_projection(encodings, labels, torch.full_like(labels, -1), kind="softmax")[0]
+    margins = encodings @ row
+    assert (margins[labels == 1].min() - margins[labels == 0].max()) * (
+        margins[labels == 0].min() - margins[labels == 1].max()
+    ) < 0
+
+
+@pytest.mark.parametrize("bad", [{"cost": 0.0}, {"tolerance": 0.0}, {"iterations": 0}, {"classes": 1}])
+def test_bad_arguments_are_named(bad):
+    rows, labels = blobs()
+    with pytest.raises(ValueError, match="classes must be at least 2, iterations at least 1, cost and tolerance"):
+        softmax_regression(rows, labels, bad.pop("classes", 4), **bad)
