@@ -84,18 +84,27 @@ def test_gradients_of_every_part_are_those_of_finite_differences(grey, monkeypat
         assert found == pytest.approx(slope, rel=1e-5, abs=1e-7), name
 
 
-def test_gradients_reach_the_images(grey):
-    model, images, _ = grey
+def ascent(model, image, size):
+    """Return the gain of the first score along its gradient, over the gain that the gradient promises."""
     module = model.to_module(dtype=torch.float64)
-    batch = tensor(images[:1]).requires_grad_()
-    score = module(batch)[0, 0]
-    score.backward()
+    batch = tensor(image).requires_grad_()
+    module(batch)[0, 0].backward()
     assert torch.isfinite(batch.grad).all()
-    size = 1e-5  # signed square roots are steep near zero: further off the score is no longer straight
     step = size * batch.grad / batch.grad.norm()
     with torch.no_grad():
         gain = float(module(batch + step)[0, 0] - module(batch - step)[0, 0]) / 2
-    assert gain == pytest.approx(size * float(batch.grad.norm()), rel=0.1)
+    return gain / (size * float(batch.grad.norm()))
+
+
+def test_gradients_reach_the_images(grey, monkeypatch):
+    model, images, _ = grey
+    # The square root's slope is bounded near zero, where the true one is not: its part of the gain may be missing.
+    assert 0.5 < ascent(model, images[:1], 1e-6) < 2
+    monkeypatch.setattr(network, "signed_power", lambda values: values)
+    monkeypatch.setattr(network, "fisher_vectors", partial(network.fisher_vectors, threshold=0.0))
+    assert ascent(model, images[:1], 1e-6) == pytest.approx(
+        1, rel=0.01
+    )  # what is left: the square root of SIFT, in which many entries are zero
 
 
 def test_fine_tuning_by_a_reconstructed_optimizer_and_back_to_the_estimator(grey, tmp_path):
