@@ -73,10 +73,26 @@ def test_as_a_kind_of_projection():
     encodings, labels = blobs()
     folds = torch.arange(len(labels)) // 4 % 3
     learned = learn_projection(encodings, labels, folds, kind="bi-convex", size=5, cost=0.1)
-    inside = bi_convex_rows(encodings[folds != 1], labels[folds != 1], 5, cost=0.1).projection
-    torch.testing.assert_close(learned[1], inside)
+    first, second = (bi_convex_rows(encodings[folds != f], labels[folds != f], 5, cost=0.1).projection for f in (0, 1))
+    torch.testing.assert_close(learned[0], first)
+    # A rotation of its rows changes nothing for the user of W: the second comes as near to the first as it can.
+    torch.testing.assert_close(learned[1].T @ learned[1], second.T @ second)
+    product = learned[1] @ first.T  # symmetric and positive at the best rotation
+    torch.testing.assert_close(product, product.T)
+    assert torch.linalg.eigvalsh(product).min() > 0
+    assert (learned[1] - first).norm() < (second - first).norm()
+    torch.testing.assert_close(learned[-1], learned[:-1].mean(dim=0))
     principal = learn_projection(encodings, labels, folds, kind="principal", size=5)
     torch.testing.assert_close(principal[0], principal_rows(encodings, 5))
+
+
+def test_folds_that_span_fewer_dimensions():
+    encodings, labels = blobs(classes=3, each=4)
+    folds = torch.tensor([0, 0, -1, -1] * 3)
+    encodings[6] = encodings[2]  # outside the fold 5 different images of 6; all others of 12
+    learned = learn_projection(encodings, labels, torch.where(folds < 0, 1, folds), kind="bi-convex", size=6, cost=0.1)
+    assert learned.shape == (3, 6, 25)
+    assert learned.isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"cost": 0.0}, {"turns": 0}])

@@ -94,7 +94,9 @@ def learn_projection(
     elif kind == "bi-convex":
         whole = encodings.to(encodings.dtype)
         rank = size or 2 * classes
-        learned = torch.stack([bi_convex_rows(whole[m], labels[m], rank, cost=cost).projection for m in seen])
+        found = [bi_convex_rows(whole[m], labels[m], rank, cost=cost).projection for m in seen]
+        rank = min(map(len, found))  # images outside a fold may span fewer dimensions than others
+        learned = _aligned(torch.stack([projection[:rank] for projection in found]))
     elif kind in {"lda", "softmax"}:
         basis, coordinates = _principal_coordinates(encodings, options.get("n_jobs"))
         if kind == "lda":
@@ -248,3 +250,9 @@ def svm_rows(encodings: Rows, targets: Tensor, *, cost: float = 1.0, **options: 
 def _principal_mixtures(rows: Tensor, size: int) -> Tensor:
     """Return the orthonormal mixtures of rows, (size, h), that keep most of their squares."""
     return torch.linalg.eigh((rows @ rows.T).double())[1][:, -size:].flip(1).T.to(rows)
+
+
+def _aligned(projections: Tensor) -> Tensor:
+    """Rotate the rows of each W, which changes nothing for its user, to those of the first (orthogonal Procrustes)."""
+    left, _, right = torch.linalg.svd(projections[:1] @ projections.mT)
+    return torch.cat([projections[:1], (left @ right)[1:] @ projections[1:]])
