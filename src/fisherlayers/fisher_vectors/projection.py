@@ -253,6 +253,6 @@ def _principal_mixtures(rows: Tensor, size: int) -> Tensor:
 
 
 def _aligned(projections: Tensor) -> Tensor:
-    """Rotate the rows of each W, which changes nothing for its user, to those of the first (orthogonal Procrustes)."""
+    """Return every W with its rows rotated to those of the first, which is all the same to its user (Procrustes)."""
     left, _, right = torch.linalg.svd(projections[:1] @ projections.mT)
     return torch.cat([projections[:1], (left @ right)[1:] @ projections[1:]])
