@@ -139,20 +139,27 @@ class RowSpace(WeightSpace):
 
     @override
     def scores(self, vector: Tensor) -> Tensor:
-        return torch.cat(list(self._over_blocks(lambda _, block: self._block_scores(block, vector))))
+        weights = self._narrow(vector)
+        return torch.cat(
+            list(
+                self._over_blocks(lambda place: self._block_scores(read_block(self._rows, place), weights, vector[-1]))
+            )
+        )
 
     @override
     def combine(self, coefficients: Tensor) -> Tensor:
-        def part(place: slice, block: Tensor) -> tuple[Tensor, Tensor]:
-            return self._combined(*_used_rows(block, coefficients[place]))
+        def part(place: slice) -> tuple[Tensor, Tensor]:
+            return self._combined(*self._used_rows(place, coefficients[place]))
 
         return self._sum(part, coefficients)
 
     @override
     def curve(self, vector: Tensor, curvature: Tensor) -> Tensor:
-        def part(place: slice, block: Tensor) -> tuple[Tensor, Tensor]:
-            used, curvatures = _used_rows(block, curvature[place])
-            return self._combined(used, curvatures * self._block_scores(used, vector))
+        weights = self._narrow(vector)
+
+        def part(place: slice) -> tuple[Tensor, Tensor]:
+            used, curvatures = self._used_rows(place, curvature[place])
+            return self._combined(used, curvatures * self._block_scores(used, weights, vector[-1]))
 
         return self._sum(part, curvature)
 
@@ -164,24 +171,38 @@ class RowSpace(WeightSpace):
     def weights(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         return vector[:-1].T.contiguous(), self._bias * vector[-1]
 
-    def _block_scores(self, block: Tensor, vector: Tensor) -> Tensor:
-        return (block @ vector[:-1].to(block.dtype)).double().add_(vector[-1], alpha=self._bias)
+    def _used_rows(self, place: slice, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        # Drop rows without a coefficient, before they are widened, where that saves more than the copy costs.
+        used = coefficients.any(dim=1)
+        if int(used.sum()) > _DENSE_SHARE * len(coefficients):
+            return read_block(self._rows, place), coefficients
+        return self._rows[place].to(self._rows.dtype)[used].to(self._precision), coefficients[used]
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return torch.float64 if self._rows.dtype == torch.float64 else torch.float32
+
+    def _narrow(self, vector: Tensor) -> Tensor:
+        return vector[:-1].to(self._precision)  # once for all blocks
+
+    def _block_scores(self, block: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
+        return (block @ weights).double().add_(intercepts, alpha=self._bias)
 
     def _combined(self, block: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         # (P, B) @ (B, F) in row-major order is twice as fast as (F, B) @ (B, P).
-        weights = (coefficients.T.contiguous().to(block.dtype) @ block).T
-        return weights, self._bias * coefficients.sum(dim=0)
+        return coefficients.T.contiguous().to(block.dtype) @ block, self._bias * coefficients.sum(dim=0)
 
-    def _over_blocks(self, function: Callable[[slice, Tensor], Result]) -> Iterator[Result]:
-        places = row_places(self._rows, self._block_rows)
-        return in_threads(lambda place: function(place, read_block(self._rows, place)), places, n_jobs=self._n_jobs)
+    def _over_blocks(self, function: Callable[[slice], Result]) -> Iterator[Result]:
+        return in_threads(function, row_places(self._rows, self._block_rows), n_jobs=self._n_jobs)
 
-    def _sum(self, function: Callable[[slice, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
-        total = self.zeros(like.shape[1])
+    def _sum(self, function: Callable[[slice], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+        # Added up as (P, F), as the products come: adding transposed ones takes as long as the products themselves.
+        total = torch.zeros(like.shape[1], self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
+        intercepts = total.new_zeros(1, like.shape[1])
         for weights, bias in self._over_blocks(function):
-            total[:-1] += weights
-            total[-1] += bias
-        return total
+            total += weights
+            intercepts += bias
+        return torch.cat([total.T, intercepts])
 
 
 class GramSpace(WeightSpace):
@@ -254,11 +275,3 @@ def gram_matrix(rows: Rows, *, bias: float = 0.0, block_rows: int | None = None,
         for _ in in_threads(multiply, row_places(rows[: place.stop], size), n_jobs=n_jobs):
             pass
     return gram.add_(bias**2)
-
-
-def _used_rows(block: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    # Drop rows without a coefficient where that saves more than the copy costs.
-    used = coefficients.any(dim=1)
-    if int(used.sum()) > _DENSE_SHARE * len(block):
-        return block, coefficients
-    return block[used], coefficients[used]
