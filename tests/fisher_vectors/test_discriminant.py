@@ -35,13 +35,17 @@ def covariances(rows, labels):
 
 
 def test_shrinkage_is_ledoit_and_wolfs():
+    # Their lemma 3.2 and theorem 3.2, image by image.
     rows, labels = blobs(each=7)
     residuals = class_moments(rows, labels, 4)[2]
     found, share = shrunk_covariance(residuals)
-    expected, peer_share = ledoit_wolf(residuals.numpy(), assume_centered=True)
-    assert share == pytest.approx(peer_share, rel=1e-10)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    plain = covariances(rows, labels)[1]
+    target = plain.trace() / 30 * torch.eye(30, dtype=torch.float64)
+    error = sum((torch.outer(row, row) - plain).square().sum() for row in residuals) / len(residuals) ** 2
+    expected = float(error / (plain - target).square().sum())
+    assert share == pytest.approx(expected, rel=1e-10)
     assert 0 < share < 1
+    torch.testing.assert_close(found, (1 - share) * plain + share * target, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("each", [30, 5], ids=["more images than features", "fewer"])

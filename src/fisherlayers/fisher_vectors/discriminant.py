@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 __all__ = ["class_moments", "discriminant_rows", "shrunk_covariance"]
@@ -32,16 +33,8 @@ def shrunk_covariance(residuals: Tensor) -> tuple[Tensor, float]:
     Returns:
         (1 - d) S + d tr(S) / r I with S = residualsᵀ residuals / n, (r, r); and d, in [0, 1].
     """
-    count, size = residuals.shape
-    plain = residuals.T @ residuals / count
-    scale = plain.diagonal().mean()
-    squares = plain.square().sum()
-    distance = squares - size * scale.square()
-    error = (residuals.square().sum(dim=1).square().mean() - squares) / count
-    share = 1.0 if distance <= 0 else float((error / distance).clamp(0, 1))
-    shrunk = (1 - share) * plain
-    shrunk.diagonal().add_(share * scale)
-    return shrunk, share
+    shrunk, share = ledoit_wolf(residuals.cpu().numpy(), assume_centered=True)
+    return torch.as_tensor(shrunk).to(residuals), float(share)
 
 
 def class_moments(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
