@@ -31,10 +31,10 @@ from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.memory import memory_bytes
-from fisherlayers.fisher_vectors.network import FisherStage
 from fisherlayers.fisher_vectors.parallel import reporter
 from fisherlayers.fisher_vectors.selection import select_svm
 from fisherlayers.fisher_vectors.settings import resolve_settings
+from fisherlayers.fisher_vectors.stage import FisherStage
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 PEERS = ("HOG + SVM", "bag of words + chi2", "ConvNet", "ResNet-18", "linear probe")

@@ -40,7 +40,7 @@ from benchmarks.common import Figure, command_line, current_commit, interleaved,
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.fisher_vectors.descriptors import grid_axis
 from fisherlayers.fisher_vectors.encoding import fisher_vectors
-from fisherlayers.fisher_vectors.mixture import fit_mixture
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.common import Figure, command_line, interleaved, ratio, write_results
 from fisherlayers.inverse_root import inverse_square_root, low_rank_inverse_square_root, root_residual
-from fisherlayers.layer import BlockRoot, LowRankRoot
+from fisherlayers.root import BlockRoot, LowRankRoot
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 HARD, USUAL = 1e-3, 3.0

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from benchmarks.common import Figure, Timing, command_line, interleaved, ratio, write_results
 from fisherlayers.fisher_vectors.encoding import fisher_vectors
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, em_step, fit_mixture
+from fisherlayers.fisher_vectors.expectation_maximisation import em_step, fit_mixture
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.sift import DenseSift

@@ -10,11 +10,12 @@ import fisherlayers
 ROOT = Path(fisherlayers.__file__).parent
 
 # What each part may import from the package, besides itself.
-CORE = {"information", "inverse_root", "layer"}
+CORE = {"information", "inverse_root", "root", "layer"}
 ALLOWED = {
     "information": set(),
     "inverse_root": set(),
-    "layer": {"information", "inverse_root"},
+    "root": {"inverse_root"},
+    "layer": {"information", "inverse_root", "root"},
     "natural_gradient": CORE,
     "fisher_vectors": CORE | {"data"},
     "data": set(),

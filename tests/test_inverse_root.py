@@ -15,7 +15,7 @@ from fisherlayers.inverse_root import (
     low_rank_inverse_square_root,
     root_residual,
 )
-from fisherlayers.layer import LowRankRoot
+from fisherlayers.root import LowRankRoot
 from matrices import HAND_SOLVED, with_condition
 
 METHODS = ("eigh", "denman-beavers", "newton-schulz")

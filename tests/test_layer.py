@@ -7,16 +7,8 @@ import torch
 
 from fisherlayers.information import DenseInformation, DiagonalInformation, FisherInformation, KroneckerInformation
 from fisherlayers.inverse_root import RootError, inverse_square_root
-from fisherlayers.layer import (
-    BlockRoot,
-    DenseRoot,
-    DiagonalRoot,
-    FisherLayer,
-    KroneckerRoot,
-    LowRankRoot,
-    identity_root,
-    root_of,
-)
+from fisherlayers.layer import FisherLayer, identity_root, root_of
+from fisherlayers.root import BlockRoot, DenseRoot, DiagonalRoot, KroneckerRoot, LowRankRoot
 from matrices import with_condition
 
 D = 6

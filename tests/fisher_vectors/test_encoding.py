@@ -21,7 +21,8 @@ from fisherlayers.fisher_vectors.encoding import (
     fisher_vectors,
     mixture_score,
 )
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, fit_mixture, log_prob
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_prob
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.information import DiagonalInformation
 from fisherlayers.layer import FisherLayer, root_of

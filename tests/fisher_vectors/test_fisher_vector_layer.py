@@ -6,7 +6,7 @@ import torch
 from fisher_vectors.fisher_vector_references import fisher_vector_loops, random_mixture, sample
 from fisherlayers import FisherVectorLayer
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
-from fisherlayers.fisher_vectors.mixture import fit_mixture
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 
 

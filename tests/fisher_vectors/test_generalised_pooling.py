@@ -17,9 +17,10 @@ from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.generalised_pooling import generalised_max_pooling
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
-from fisherlayers.fisher_vectors.network import color_grids, join
+from fisherlayers.fisher_vectors.network import color_grids
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.persistence import network_tensors
+from fisherlayers.fisher_vectors.stage import join
 
 QUICK = {"components": (3, 4), "dimensions": 6, "step": 4, "training_descriptors": 500, "iterations": 2}
 GENERALISED = {"global_pooling": "generalised-max", "random_state": 0}

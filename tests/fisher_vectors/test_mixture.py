@@ -11,14 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from fisher_vectors.fisher_vector_references import density, em_step_loops, random_mixture, sample
-from fisherlayers.fisher_vectors.mixture import (
-    DiagonalMixture,
-    em_step,
-    fit_mixture,
-    log_prob,
-    log_responsibilities,
-    responsibilities,
-)
+from fisherlayers.fisher_vectors.expectation_maximisation import em_step, fit_mixture
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_prob, log_responsibilities, responsibilities
 
 
 def test_log_prob_and_posteriors_are_their_definitions():

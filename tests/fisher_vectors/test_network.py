@@ -12,12 +12,12 @@ from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vector
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
-from fisherlayers.fisher_vectors.network import join
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.patches import RawPatches
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
+from fisherlayers.fisher_vectors.stage import join
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 SETTINGS = NetworkSettings(

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fisherlayers.inverse_root import LowRank
-from fisherlayers.layer import DenseRoot, LowRankRoot
 from fisherlayers.natural_gradient.coordinates import (
     Coordinates,
     change_gradient,
@@ -14,6 +13,7 @@ from fisherlayers.natural_gradient.coordinates import (
     value_from_plain,
     value_to_plain,
 )
+from fisherlayers.root import DenseRoot, LowRankRoot
 
 OUT, D = 3, 5
 

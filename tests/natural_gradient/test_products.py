@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fisherlayers.inverse_root import LowRank, random_basis
-from fisherlayers.layer import DenseRoot, LowRankRoot
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.natural_gradient.products import (
     DenseFactors,
@@ -17,6 +16,7 @@ from fisherlayers.natural_gradient.products import (
     solve,
 )
 from fisherlayers.natural_gradient.readers import originals
+from fisherlayers.root import DenseRoot, LowRankRoot
 from natural_gradient.cases_natural_gradient import perceptron, train, vectors
 
 N, D, R = 5, 7, 3

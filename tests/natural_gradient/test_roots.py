@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisherlayers.inverse_root import LowRank, random_basis
-from fisherlayers.layer import DenseRoot, LowRankRoot
 from fisherlayers.natural_gradient.roots import input_coordinates, plain_coordinates
+from fisherlayers.root import DenseRoot, LowRankRoot
 
 D = 8
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, LogJoint, posteriors
 from fisherlayers.information import DiagonalInformation
-from fisherlayers.layer import DiagonalRoot
+from fisherlayers.root import DiagonalRoot
 
 __all__ = [
     "THRESHOLD",

@@ -34,8 +34,9 @@ from torch.nn.functional import pad
 from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, grid_axis
 from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, join
+from fisherlayers.fisher_vectors.network import FisherNetwork, color_grids
 from fisherlayers.fisher_vectors.settings import NetworkSettings
+from fisherlayers.fisher_vectors.stage import FisherStage, join
 
 __all__ = ["descriptor_evidence", "evidence_maps"]
 

@@ -18,11 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from fisherlayers.fisher_vectors.descriptors import DescriptorGrid, grid_positions
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.mixture import fit_mixture
 from fisherlayers.fisher_vectors.module_members import check_channels, resampled, standardised, with_channels
-from fisherlayers.fisher_vectors.network import FisherStage, reduce_descriptors
 from fisherlayers.fisher_vectors.pca import fit_pca
+from fisherlayers.fisher_vectors.stage import FisherStage, reduce_descriptors
 
 __all__ = ["ModuleFisherVectors"]
 

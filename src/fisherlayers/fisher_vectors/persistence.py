@@ -21,9 +21,10 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage
+from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.settings import NetworkSettings
+from fisherlayers.fisher_vectors.stage import FisherStage
 
 __all__ = ["ModelFolderError", "network_from_tensors", "network_tensors", "read_folder", "take", "write_folder"]
 

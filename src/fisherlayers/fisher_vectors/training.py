@@ -18,14 +18,15 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
 from fisherlayers.fisher_vectors.execution import Encoded, Execution
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.mixture import fit_mixture
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage, color_grids, patch_grids, reduce_descriptors
+from fisherlayers.fisher_vectors.network import FisherNetwork, color_grids, patch_grids
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
 from fisherlayers.fisher_vectors.projection import check_projection, learn_projection
 from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
+from fisherlayers.fisher_vectors.stage import FisherStage, reduce_descriptors
 
 __all__ = ["encode_images", "fit_network"]
 

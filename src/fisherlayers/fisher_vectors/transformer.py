@@ -17,9 +17,10 @@ from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage
+from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import reporter, single_torch_thread
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
+from fisherlayers.fisher_vectors.stage import FisherStage
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
 __all__ = ["FisherVectorTransformer"]

@@ -13,12 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from fisherlayers.information import DenseInformation
-from fisherlayers.layer import BlockRoot, DenseRoot, Root, blocks_of
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
+from fisherlayers.root import BlockRoot, DenseRoot, Root, blocks_of
 
 __all__ = ["BlockWeight"]
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fisherlayers.layer import Root
 from fisherlayers.natural_gradient.products import exchange_gradient, exchange_value, multiply, solve
+from fisherlayers.root import Root
 
 __all__ = [
     "Coordinates",

@@ -7,9 +7,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from fisherlayers.information import DiagonalInformation, FisherInformation
-from fisherlayers.layer import DiagonalRoot, Root, identity_root
+from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.parametrization import FisherWeight
+from fisherlayers.root import DiagonalRoot, Root
 
 __all__ = ["Counts", "DiagonalWeight"]
 

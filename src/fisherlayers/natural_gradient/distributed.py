@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fisherlayers.layer import LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.diagonal import Counts, DiagonalWeight
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
@@ -32,6 +31,7 @@ from fisherlayers.natural_gradient.moments import Moments, about
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.unit import UnitWeight
+from fisherlayers.root import LowRankRoot, Root
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

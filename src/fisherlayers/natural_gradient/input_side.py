@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fisherlayers.layer import DenseRoot
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.products import centred_product, fusible
 from fisherlayers.natural_gradient.readers import sole_parametrization
 from fisherlayers.natural_gradient.sharding import is_sharded
+from fisherlayers.root import DenseRoot
 
 __all__ = ["linear_forward"]
 

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from fisherlayers.information import DenseInformation
-from fisherlayers.layer import Root, identity_root
+from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, moments, total
@@ -28,6 +28,7 @@ from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 from fisherlayers.natural_gradient.rules.rule import ProductRule
+from fisherlayers.root import Root
 
 __all__ = ["KroneckerWeight", "follow_gradient", "normalized_covariance", "output_root"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.information import DenseInformation
-from fisherlayers.layer import Root, identity_root
+from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates, mixed_bias, unmixed, unmixed_bias
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
@@ -16,6 +16,7 @@ from fisherlayers.natural_gradient.readers import Bias, Reader, original, parame
 from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
 from fisherlayers.natural_gradient.roots import automatic_damping, input_coordinates
+from fisherlayers.root import Root
 
 __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 

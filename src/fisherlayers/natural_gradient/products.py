@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from fisherlayers.layer import LowRankRoot, Root
+from fisherlayers.root import LowRankRoot, Root
 
 __all__ = [
     "DenseFactors",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fisherlayers.layer import DenseRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.products import DenseFactors, Factors, multiply, multiply_and_shift, shifted_factors
 from fisherlayers.natural_gradient.readers import original
+from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
 if TYPE_CHECKING:
     from fisherlayers.natural_gradient.parametrization import FisherWeight

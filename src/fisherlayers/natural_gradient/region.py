@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fisherlayers.layer import Root
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.trust_region import change_power, clip_factor, whitened
+from fisherlayers.root import Root
 
 if TYPE_CHECKING:
     from fisherlayers.natural_gradient.parametrization import FisherWeight

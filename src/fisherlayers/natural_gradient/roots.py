@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
-from fisherlayers.layer import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.root import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 
 __all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank
-from fisherlayers.layer import DenseRoot, LowRankRoot, Root
 from fisherlayers.natural_gradient.products import multiply
+from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
 __all__ = ["adapted_damping", "change_power", "clip_factor", "kronecker_divergence", "reduction_ratio", "whitened"]
 

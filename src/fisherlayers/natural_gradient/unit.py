@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from fisherlayers.inverse_root import inverse_square_root
-from fisherlayers.layer import DenseRoot, DiagonalRoot
 from fisherlayers.natural_gradient.activations import Activation
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.layout import Layout, thinned
@@ -22,6 +21,7 @@ from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
+from fisherlayers.root import DenseRoot, DiagonalRoot
 
 __all__ = ["UnitCoordinates", "UnitWeight", "check_size", "homogeneous", "released_coordinates", "unit_moments"]
 

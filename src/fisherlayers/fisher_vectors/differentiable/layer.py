@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, fit_mixture
+from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 
 __all__ = ["FisherVectorLayer"]

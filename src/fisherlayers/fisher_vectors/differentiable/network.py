@@ -15,9 +15,10 @@ from torch.nn.functional import interpolate, pad
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
 from fisherlayers.fisher_vectors.encoding import append_positions
-from fisherlayers.fisher_vectors.network import FisherNetwork, FisherStage
+from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.normalization import l2_normalize
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
+from fisherlayers.fisher_vectors.stage import FisherStage
 
 __all__ = ["FisherNetworkModule"]
 
