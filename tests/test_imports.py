@@ -10,9 +10,10 @@ import fisherlayers
 ROOT = Path(fisherlayers.__file__).parent
 
 # What each part may import from the package, besides itself.
-CORE = {"information", "inverse_root", "root", "layer"}
+CORE = {"gram", "information", "inverse_root", "root", "layer"}
 ALLOWED = {
-    "information": set(),
+    "gram": set(),
+    "information": {"gram"},
     "inverse_root": set(),
     "root": {"inverse_root"},
     "layer": {"information", "inverse_root", "root"},

@@ -17,6 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fisherlayers.gram import gram
+
 __all__ = ["DenseInformation", "DiagonalInformation", "FisherInformation", "KroneckerInformation"]
 
 
@@ -189,7 +191,7 @@ class DenseInformation(_SecondMoment):
     order = 2
 
     def _mean_moment(self, scores: Tensor) -> Tensor:
-        return scores.mT @ scores / scores.shape[-2]
+        return gram(scores) / scores.shape[-2]
 
 
 class DiagonalInformation(_SecondMoment):

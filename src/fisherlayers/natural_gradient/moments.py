@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fisherlayers.gram import gram
+
 __all__ = ["Moments", "about", "moments", "total"]
 
 
@@ -36,8 +38,11 @@ def moments(rows: Tensor, origin: Tensor) -> Moments:
     Returns:
         Their moments about the origin.
     """
-    scores = pad(rows - origin.unsqueeze(-2), (0, 1), value=1.0)
-    return Moments(origin, scores.mT @ scores)
+    centred = rows - origin.unsqueeze(-2)
+    sums = pad(gram(centred), (0, 1, 0, 1))
+    sums[..., -1, :-1] = sums[..., :-1, -1] = centred.sum(-2)
+    sums[..., -1, -1] = rows.shape[-2]
+    return Moments(origin, sums)
 
 
 def about(given: Moments, origin: Tensor) -> Moments:
