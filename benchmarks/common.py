@@ -11,7 +11,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.results_schema import check_results
+from fisherlayers.files import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,17 +85,8 @@ def write_results(
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     check_results(json.loads(text))
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_file(path, text)
     return path
 
 

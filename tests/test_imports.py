@@ -15,15 +15,16 @@ ALLOWED = {
     "gram": set(),
     "information": {"gram"},
     "inverse_root": set(),
+    "files": set(),
     "root": {"inverse_root"},
     "layer": {"information", "inverse_root", "root"},
     "natural_gradient": CORE,
     "fisher_vectors": CORE | {"data"},
-    "data": set(),
+    "data": {"files"},
     "report": set(),
-    "race": CORE | {"natural_gradient", "data", "report"},
-    "demo": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report"},
-    "cli": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "demo"},
+    "race": CORE | {"natural_gradient", "data", "report", "files"},
+    "demo": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "files"},
+    "cli": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "demo", "files"},
 }
 
 

@@ -1,6 +1,5 @@
 """The symmetric product Xᵀ X, of which only one half has to be computed."""
 
-import torch
 from torch import Tensor
 
 __all__ = ["gram"]

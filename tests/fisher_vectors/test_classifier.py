@@ -13,19 +13,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks
 
-from fisher_vectors.texture_images import CLASSES, textures
+from fisher_vectors.texture_images import CLASSES, QUICK, textures
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.fisher_vectors.settings import PRESETS
-
-QUICK = {
-    "components": 4,
-    "dimensions": 8,
-    "bin_sizes": (3, 4),
-    "step": 3,
-    "training_descriptors": 2000,
-    "iterations": 5,
-    "random_state": 0,
-}
 
 
 @pytest.fixture(scope="module")

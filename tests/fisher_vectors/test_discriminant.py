@@ -7,16 +7,10 @@ from scipy.linalg import eigh
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from fisher_vectors.labelled_rows import blobs
 from fisherlayers.fisher_vectors import projection
 from fisherlayers.fisher_vectors.discriminant import class_moments, discriminant_rows, shrunk_covariance
 from fisherlayers.fisher_vectors.projection import learn_projection
-
-
-def blobs(classes=4, each=12, features=30, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat(each)
-    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
-    return centres[labels] + torch.randn(len(labels), features, generator=generator, dtype=torch.float64), labels
 
 
 def everything(labels):

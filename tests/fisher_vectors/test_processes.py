@@ -7,21 +7,12 @@ import pytest
 import torch
 from torch import distributed
 
-from fisher_vectors.texture_images import textures
+from fisher_vectors.texture_images import QUICK, textures
 from fisherlayers.fisher_vectors import DeepFisherNetwork, execution
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.processes import Processes
 
-QUICK = {
-    "components": 4,
-    "dimensions": 8,
-    "bin_sizes": (3, 4),
-    "step": 3,
-    "training_descriptors": 2000,
-    "iterations": 5,
-    "random_state": 0,
-}
 IMAGES, LABELS = textures(10)
 UNSEEN, _ = textures(3, seed=1)
 

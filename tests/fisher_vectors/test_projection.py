@@ -5,17 +5,11 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
+from fisher_vectors.labelled_rows import blobs
 from fisherlayers.fisher_vectors import projection
 from fisherlayers.fisher_vectors.projection import learn_projection, pair_targets, principal_rows, svm_rows
 from fisherlayers.fisher_vectors.rows import StoredRows
 from fisherlayers.fisher_vectors.svm import one_vs_rest
-
-
-def blobs(classes=4, each=12, features=30, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat(each)
-    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
-    return centres[labels] + torch.randn(len(labels), features, generator=generator, dtype=torch.float64), labels
 
 
 def peer_row(encodings, targets, cost):

@@ -4,15 +4,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fisher_vectors.labelled_rows import blobs
 from fisherlayers.fisher_vectors.projection import learn_projection
 from fisherlayers.fisher_vectors.softmax_regression import softmax_regression
-
-
-def blobs(classes=4, each=12, features=30, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(classes).repeat(each)
-    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
-    return centres[labels] + torch.randn(len(labels), features, generator=generator, dtype=torch.float64), labels
 
 
 def peer_weights(encodings, labels, cost):

@@ -3,6 +3,16 @@
 import numpy as np
 
 CLASSES = ("checks", "lying", "slanted", "upright")
+QUICK = {
+    "components": 4,
+    "dimensions": 8,
+    "bin_sizes": (3, 4),
+    "step": 3,
+    "training_descriptors": 2000,
+    "iterations": 5,
+    "random_state": 0,
+}
+"""Settings of a classifier that learns them in a second."""
 
 
 def textures(each, *, size=28, seed=0, noise=0.15):

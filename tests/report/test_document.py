@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fisherlayers.report import Curve, Picture, Section, Table, bars, curves, image_grid, render, write_report
+from fisherlayers.report import Curve, Picture, Section, Table, bars, curves, image_grid, render
 
 
 class Page(HTMLParser):
@@ -97,25 +97,3 @@ def test_empty_parts_leave_no_empty_tags():
 def test_a_ragged_table_is_refused():
     with pytest.raises(ValueError, match="needs 2 entries"):
         Table(["a", "b"], [["1", "2"], ["3"]])
-
-
-def test_write_replaces_the_page_and_leaves_no_other_file(tmp_path):
-    path = tmp_path / "report" / "index.html"
-    write_report(path, "one")
-    write_report(path, "two é")
-    assert path.read_text(encoding="utf-8") == "two é"
-    assert [file.name for file in path.parent.iterdir()] == ["index.html"]
-
-
-def test_an_interrupted_write_keeps_the_old_page(tmp_path, monkeypatch):
-    path = tmp_path / "index.html"
-    write_report(path, "old")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pathlib.Path.replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_report(path, "new")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["index.html"]

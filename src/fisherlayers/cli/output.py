@@ -1,7 +1,6 @@
 """The output place is tried before the work starts, so that no work is lost; and tables for people."""
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,25 +53,6 @@ def check_writable(folder: Path) -> None:
                 file.write(_PROBE)  # after a short write, the next one says why
     except OSError as error:
         raise UserError(f"cannot write to {existing}: {error.strerror or error}") from error
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing; missing parents are made.
-
-    Args:
-        path: replaced if it exists.
-        content: its bytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -79,7 +79,8 @@ def race(
     debug: Debug = False,
 ) -> None:
     """Run the race, then write its figure and print its table."""
-    from fisherlayers.cli.output import check_writable, write_file
+    from fisherlayers.cli.output import check_writable
+    from fisherlayers.files import write_file
 
     for path in (output, results):
         if path is not None:
@@ -98,7 +99,7 @@ def race(
         )
     write_file(output, race_picture(finished).content)
     if results is not None:
-        write_file(results, (json.dumps(races.race_to_json(finished), allow_nan=False) + "\n").encode())
+        write_file(results, json.dumps(races.race_to_json(finished), allow_nan=False) + "\n")
     _print_summary(finished)
     typer.echo(f"figure  {output}")
 

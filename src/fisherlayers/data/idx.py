@@ -6,7 +6,6 @@ Format: http://yann.lecun.com/exdb/mnist (two zero bytes, the type, the number o
 import gzip
 import hashlib
 import os
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fisherlayers.data.image_sets import DataNotFoundError, TrainTest
+from fisherlayers.files import write_file
 
 DATA_VARIABLE: Final = "FISHERLAYERS_DATA"
 _UNSIGNED_BYTES: Final = 8
@@ -140,7 +140,7 @@ class IdxSet:
                 refusals.append(f"{address}: {error}")
                 continue
             if intact:
-                _write(folder / f"{name}.gz", packed)
+                write_file(folder / f"{name}.gz", packed)
                 (folder / name).unlink(missing_ok=True)  # a damaged raw copy would hide the good one
                 return
             refusals.append(f"{address}: not the expected bytes (sha256)")
@@ -196,15 +196,3 @@ def _raw_bytes(file: Path) -> bytes:
 
 def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

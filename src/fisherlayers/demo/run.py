@@ -22,9 +22,10 @@ from fisherlayers.demo.contest import Entry, ImageClassifier, hold_contest
 from fisherlayers.demo.figures import evidence_picture
 from fisherlayers.demo.optimizers import Raced, RacePlan, race_optimizers
 from fisherlayers.demo.pages import contest_section, contest_table, footer, race_section, race_table
+from fisherlayers.files import write_file
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.race import load_task
-from fisherlayers.report import Table, render, write_report
+from fisherlayers.report import Table, render
 
 Report = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
@@ -158,7 +159,7 @@ def run_demo(output: Path, *, data: str = "textures", quick: bool = False, conso
     path = output / "index.html"
     introduction = "Two uses of one idea: normalise a quantity by the inverse square root of its Fisher information."
     about = f"{footer()}; {seconds:.0f} seconds in all" + ("; a quick run, whose numbers mean nothing" if quick else "")
-    write_report(path, render("Fisher layers: a demonstration", sections, introduction=introduction, footer=about))
+    write_file(path, render("Fisher layers: a demonstration", sections, introduction=introduction, footer=about))
     console.print(f"Report: {path} ({seconds:.0f} s in all)")
     return Outcome(raced, entries, path, seconds)
 

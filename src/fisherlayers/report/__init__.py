@@ -8,7 +8,7 @@ except ImportError as error:
         f"reports need Matplotlib and Jinja2 ({error}): python -m pip install 'fisherlayers[report]'"
     ) from error
 
-from fisherlayers.report.document import Picture, Section, Table, render, write_report
+from fisherlayers.report.document import Picture, Section, Table, render
 from fisherlayers.report.evidence import evidence_grid, evidence_overlay, png_bytes
 from fisherlayers.report.figures import Curve, bars, curves, image_grid
 
@@ -24,5 +24,4 @@ __all__ = [
     "image_grid",
     "png_bytes",
     "render",
-    "write_report",
 ]

@@ -1,11 +1,8 @@
 """A report: a title and sections of text, tables and pictures, rendered to one HTML file."""
 
 import base64
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -94,22 +91,3 @@ def render(title: str, sections: Sequence[Section], *, introduction: str = "", f
     )
     template = environment.get_template("report.html")
     return template.render(title=title, sections=sections, introduction=introduction, footer=footer)
-
-
-def write_report(path: Path, html: str) -> None:
-    """Write the document so that at no time a half-written file stands at `path`.
-
-    Args:
-        path: the HTML file; its folder is made if it does not exist.
-        html: what `render` returned.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
