@@ -7,9 +7,9 @@ The result file is written anew after each contender, so that a run that is cut 
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.memory import memory_bytes
+from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import reporter
-from fisherlayers.fisher_vectors.selection import select_svm
-from fisherlayers.fisher_vectors.settings import resolve_settings
+from fisherlayers.fisher_vectors.selection import SelectedSVM, select_svm
+from fisherlayers.fisher_vectors.settings import NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.stage import FisherStage
 from fisherlayers.fisher_vectors.training import encode_images, fit_network
 
@@ -153,6 +154,15 @@ class Contest:
                 self._write(outcomes)
         return outcomes
 
+    def time_fit(self) -> None:
+        """Fit the Deep Fisher Network once, score nothing, and write the seconds to a file of their own."""
+        torch.set_num_threads(self.threads)
+        seconds = fitted_network(self.data.train, self.settings, self.threads, 2).seconds
+        figures = [Figure("fit time, deep", seconds / 60, "min")]
+        details = {"images": len(self.data.train.labels), "settings": self.settings}
+        write_results(f"{self.result}_fit", figures, command=command_line(), threads=self.threads, details=details)
+        print(f"fit {seconds:.1f} s")
+
     def _hybrids(self, outcomes: dict[str, Outcome]) -> None:
         labels, truth = self.data.train.labels, self.data.test.labels
         rows = {name: found for name in ("deep", WIDE, MAPS) if (found := outcomes[name].rows) is not None}
@@ -193,6 +203,70 @@ class Contest:
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
 
 
+class FittedNetwork(NamedTuple):
+    """A network with the classifier of its whole encodings.
+
+    Attributes:
+        network: for new images.
+        stages: in the order of the encodings' columns.
+        rows: encodings of the training images, and of their mirror images behind them if these are used, (m, F).
+        labels: (m,).
+        groups: an image and its mirror image have the same number, (m,).
+        svm: on all columns.
+        seconds: wall-clock time of all of it.
+    """
+
+    network: FisherNetwork
+    stages: list[FisherStage]
+    rows: NDArray[Any]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    svm: SelectedSVM
+    seconds: float
+
+
+def fitted_network(train: Split, settings: dict[str, Any], threads: int, depth: int) -> FittedNetwork:
+    """Fit a Deep Fisher Network and its classifier.
+
+    Args:
+        train: the training images.
+        settings: as in `Contest`.
+        threads: over images.
+        depth: 1 or 2.
+
+    Returns:
+        The network with its encodings.
+    """
+    start = time.perf_counter()
+    # Columns are cut from the encodings: they stay in one array, of up to half of the memory, instead of on disk.
+    execution = Execution(n_jobs=threads, progress=reporter(1, None), memory=2 * memory_bytes())
+    images, labels = ImageList(train.images), train.labels
+    chosen = network_settings(settings, depth, images.typical_side)
+    prepared = images.prepared(**chosen.preparation)
+    network, folds = fit_network(prepared, labels, chosen, execution=execution)
+    prepared = images.prepared(**chosen.preparation)
+    if chosen.flips:
+        prepared, labels, folds = prepared.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
+    rows = np.asarray(encode_images(network, prepared, folds=folds, dtype="float16", execution=execution).rows)
+    groups = np.arange(len(labels)) % len(train.labels)
+    svm = select_svm(rows, labels, settings["C"], groups=groups)
+    stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
+    return FittedNetwork(network.for_new_images(), stages, rows, labels, groups, svm, time.perf_counter() - start)
+
+
+def network_settings(settings: dict[str, Any], depth: int, side: float) -> NetworkSettings:
+    """Return what the network is fitted with.
+
+    Args:
+        settings: as in `Contest`.
+        depth: 1 or 2.
+        side: of a typical image.
+    """
+    overrides = {name: value for name, value in settings.items() if name not in {"preset", "C"}}
+    overrides |= {name: value[:depth] for name, value in overrides.items() if name in {"components", "dimensions"}}
+    return resolve_settings(settings["preset"], depth, side, overrides)
+
+
 def fisher_outcomes(
     data: LabelledSet, settings: dict[str, Any], threads: int, depth: int, *, one_fit: bool = False
 ) -> dict[str, Outcome]:
@@ -211,21 +285,8 @@ def fisher_outcomes(
         At depth 1 "shallow", all streams with the time of the whole fit, and "layer 1 alone"; at depth 2 "deep", "layer
         2 alone" and "layers 1 and 2 alone". Only the first of each has times.
     """
-    overrides = {name: value for name, value in settings.items() if name not in {"preset", "C"}}
-    overrides |= {name: value[:depth] for name, value in overrides.items() if name in {"components", "dimensions"}}
-    start = time.perf_counter()
-    # Columns are cut from the encodings: they stay in one array, of up to half of the memory, instead of on disk.
-    execution = Execution(n_jobs=threads, progress=reporter(1, None), memory=2 * memory_bytes())
-    images = ImageList(data.train.images)
-    chosen = resolve_settings(settings["preset"], depth, images.typical_side, overrides)
-    resampling = {"max_pixels": chosen.max_pixels, "upsample": chosen.upsample, "padding": chosen.padding}
-    network, folds = fit_network(images.prepared(**resampling), data.train.labels, chosen, execution=execution)
-    prepared, labels = images.prepared(**resampling), data.train.labels
-    if chosen.flips:
-        prepared, labels, folds = prepared.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
-    rows = np.asarray(encode_images(network, prepared, folds=folds, dtype="float16", execution=execution).rows)
-    groups = np.arange(len(labels)) % len(data.train.labels)
-    stages = [*network.stages, *(stage for stage in (network.color, network.patches) if stage is not None)]
+    fitted = fitted_network(data.train, settings, threads, depth)
+    network, stages, rows = fitted.network, fitted.stages, fitted.rows
     everything = list(range(len(stages)))
     if depth == 1:
         parts = {"shallow": everything, "layer 1 alone": [0]}
@@ -233,13 +294,14 @@ def fisher_outcomes(
         parts = {"deep": everything, "shallow": [0, *everything[2:]]}
     else:
         parts = {"deep": everything, "layer 2 alone": [1], "layers 1 and 2 alone": [0, 1]}
-    svms, seconds = {}, 0.0
-    for name, members in parts.items():
-        svms[name] = select_svm(stage_columns(rows, stages, members), labels, settings["C"], groups=groups)
-        seconds = seconds or time.perf_counter() - start
+    whole, *others = parts
+    svms = {whole: fitted.svm}
+    for name in others:
+        columns = stage_columns(rows, stages, parts[name])
+        svms[name] = select_svm(columns, fitted.labels, settings["C"], groups=fitted.groups)
     start = time.perf_counter()
-    network = replace(network, projections=tuple(projection[-1:] for projection in network.projections))
-    test_images = ImageList(data.test.images).prepared(**resampling)
+    execution = Execution(n_jobs=threads, progress=reporter(1, None), memory=2 * memory_bytes())
+    test_images = ImageList(data.test.images).prepared(**network.settings.preparation)
     test = np.asarray(encode_images(network, test_images, dtype="float16", execution=execution).rows)
     predict = time.perf_counter() - start
     outcomes = {}
@@ -249,7 +311,7 @@ def fisher_outcomes(
         logs = scores * svm.temperature
         logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
         accuracy = class_mean_accuracy(scores.argmax(1), data.test.labels)
-        times = (seconds, predict) if members == everything else (0.0, 0.0)
+        times = (fitted.seconds, predict) if name == whole else (0.0, 0.0)
         outcomes[name] = Outcome(accuracy, *times, logs)
         if name == "deep":
             outcomes[name].rows = Rows(rows, test, svm.cost)
@@ -345,6 +407,7 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: FISHERLAYERS_DATA")
     parser.add_argument("--validate", action="store_true", help="score 30 %% of the training images; writes nothing")
+    parser.add_argument("--time-fit", action="store_true", help="only time the deep network's fit; no image is scored")
     parser.add_argument("--per-class", type=int, metavar="N", help="learn from N random training images a class")
     parser.add_argument("--threads", type=int, default=2, help="of all contenders")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these peers")
@@ -361,4 +424,7 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
     contest.threads = arguments.threads
     if arguments.peers is not None:
         contest.peers = arguments.peers
+    if arguments.time_fit:
+        contest.time_fit()
+        return
     contest.run(write=not arguments.validate)

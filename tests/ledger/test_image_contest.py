@@ -119,3 +119,14 @@ def test_the_command_line_has_a_help(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         image_contest.main("A contest.", None, None)
     assert "score 30 % of the training images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_fit_alone_is_timed_and_nothing_is_scored(monkeypatch):
+    written = {}
+    monkeypatch.setattr(image_contest, "write_results", lambda name, figures, **_: written.update({name: figures}))
+    settings = {"preset": "small", "components": (2, 2), "dimensions": (4, 4), "C": (1.0,), "patch_side": 0}
+    unscored = LabelledSet("stripes", stripes(6), Split(None, None), ("lying", "upright"))
+    image_contest.Contest("stripes", unscored, settings, side=40, threads=1).time_fit()
+    (figure,) = written["stripes_fit"]
+    assert figure.name == "fit time, deep"
+    assert 0 < figure.value < 10
