@@ -8,7 +8,7 @@ import torch
 
 from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork, fold, reconstruct
-from fisherlayers.fisher_vectors import network
+from fisherlayers.fisher_vectors import stage
 
 SMALL = {"components": (4, 5), "dimensions": (8, 6), "bin_sizes": (3, 4), "step": 3, "iterations": 5, "random_state": 0}
 
@@ -65,8 +65,8 @@ def test_three_layers():
 
 def test_gradients_of_every_part_are_those_of_finite_differences(grey, monkeypatch):
     # Without what has no finite or no continuous derivative: the square root at zero, and the posteriors' threshold.
-    monkeypatch.setattr(network, "signed_power", lambda values: values)
-    monkeypatch.setattr(network, "fisher_vectors", partial(network.fisher_vectors, threshold=0.0))
+    monkeypatch.setattr(stage, "signed_power", lambda values: values)
+    monkeypatch.setattr(stage, "fisher_vectors", partial(stage.fisher_vectors, threshold=0.0))
     model, images, _ = grey
     module = model.to_module(dtype=torch.float64)
     batch = tensor(images[:3])
@@ -100,8 +100,8 @@ def test_gradients_reach_the_images(grey, monkeypatch):
     model, images, _ = grey
     # The square root's slope is bounded near zero, where the true one is not: its part of the gain may be missing.
     assert 0.5 < ascent(model, images[:1], 1e-6) < 2
-    monkeypatch.setattr(network, "signed_power", lambda values: values)
-    monkeypatch.setattr(network, "fisher_vectors", partial(network.fisher_vectors, threshold=0.0))
+    monkeypatch.setattr(stage, "signed_power", lambda values: values)
+    monkeypatch.setattr(stage, "fisher_vectors", partial(stage.fisher_vectors, threshold=0.0))
     assert ascent(model, images[:1], 1e-6) == pytest.approx(
         1, rel=0.01
     )  # what is left: the square root of SIFT, in which many entries are zero

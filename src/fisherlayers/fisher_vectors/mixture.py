@@ -208,15 +208,14 @@ def posteriors(log_joint: Tensor) -> Tensor:
     """Return posteriors from log w_k N_k(x).
 
     Args:
-        log_joint: (..., K); its memory is used for the result where gradients are off.
+        log_joint: (..., K); written to where gradients are off.
 
     Returns:
         (..., K); rows sum to one.
     """
     # exp(-80) = 2e-35 stands for everything smaller: arithmetic with denormal numbers is many times slower.
-    largest = log_joint.detach().amax(dim=-1, keepdim=True)
+    floor = log_joint.detach().amax(dim=-1, keepdim=True) - 80.0
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return (log_joint - largest).clamp_min(-80.0).softmax(dim=-1)
-    # In place: the traffic between cache and memory is what costs.
-    found = log_joint.sub_(largest).clamp_min_(-80.0).exp_()
-    return found.mul_(found.sum(dim=-1, keepdim=True).reciprocal_())
+        return torch.maximum(log_joint, floor).softmax(dim=-1)
+    # In place, and the rest by softmax, which keeps a row in the cache: memory traffic is what costs.
+    return torch.maximum(log_joint, floor, out=log_joint).softmax(dim=-1)
