@@ -14,6 +14,7 @@ the error, and say nothing.
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,13 @@ ROWS = {
     "windows side by side in the stack": Row(replace(PAPER, stack_offset=1.0), BOTH),
     "empirical information": Row(replace(PAPER, information="images"), BOTH),
     "cross-fitted W": Row(replace(PAPER, cross_fit=3), BOTH),
+    "second layer alone, cross-fitted W": Row(replace(PAPER, cross_fit=3), ("2",)),
+    "second layer alone, one-vs-one W, cross-fitted": Row(
+        replace(PAPER, projection="one-vs-one", projection_size=64, cross_fit=3), ("2",)
+    ),
+    "second layer alone, principal directions as W": Row(
+        replace(PAPER, projection="principal", projection_size=64), ("2",)
+    ),
     "one-vs-one W": Row(replace(PAPER, projection="one-vs-one", projection_size=64), BOTH),
     "one-vs-one W, cross-fitted": Row(replace(PAPER, projection="one-vs-one", projection_size=64, cross_fit=3), BOTH),
     "discriminant W": Row(replace(PAPER, projection="lda", projection_size=64), BOTH),
@@ -146,8 +154,9 @@ EXPECTED = {
 EXPLAINED: dict[str, str] = {}
 """Comparison -> why its sign is another one here."""
 
+BASES = {"few components,": "few components", "second layer alone,": "T2 q 5, delta 1"}
 BEYOND = {
-    name: "few components" if name.startswith("few components,") else "T2 q 5, delta 1, multi-layer"
+    name: next((base for start, base in BASES.items() if name.startswith(start)), "T2 q 5, delta 1, multi-layer")
     for name in ROWS
     if not name.startswith("T")
 } | {"raw patches beside, whitened": "raw patches beside"}
@@ -156,13 +165,15 @@ BEYOND = {
 Log = NDArray[np.float64]
 
 
-def log_probabilities(train: Split, other: Split, seed: int) -> tuple[dict[str, Log], float]:
-    """Fit every row and return the log-probabilities of the other images, and the seconds of "T3 multi-layer + colour".
+def log_probabilities(
+    train: Split, other: Split, seed: int, rows: Mapping[str, Row] = ROWS
+) -> tuple[dict[str, Log], float]:
+    """Fit rows and return the log-probabilities of the other images, and the seconds of "T3 multi-layer + colour".
 
     Rows that differ only in what the classifier sees share one network.
     """
     found, seconds, fits = {}, 0.0, {}
-    for name, row in ROWS.items():
+    for name, row in rows.items():
         fits.setdefault((row.settings, row.flips), []).append(name)
     for (settings, flips), names in fits.items():
         start = time.perf_counter()
@@ -171,13 +182,13 @@ def log_probabilities(train: Split, other: Split, seed: int) -> tuple[dict[str, 
         labels = train.labels
         if flips:
             images, labels, folds = images.mirrored(), np.tile(labels, 2), np.tile(folds, 2)
-        rows = np.asarray(encode_images(network, images, folds=folds).rows)
+        encodings = np.asarray(encode_images(network, images, folds=folds).rows)
         network = network.for_new_images()
         unseen = np.asarray(encode_images(network, ImageList(other.images).prepared(**settings.preparation)).rows)
         elapsed = time.perf_counter() - start
         for name in names:
             start = time.perf_counter()
-            features = [_visible(network, part, ROWS[name]) for part in (rows, unseen)]
+            features = [_visible(network, part, rows[name]) for part in (encodings, unseen)]
             svm = select_svm(features[0], labels, [COST], groups=np.arange(len(labels)) % len(train.labels), seed=seed)
             logs = np.float64(linear_scores(features[1], svm)) * svm.temperature
             found[name] = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
@@ -230,7 +241,9 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=75, help="images to learn from, a class")
     parser.add_argument("--held-out", type=int, default=75, help="other training images to score, a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the splits and the fits")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these; printed, and nothing is written")
     arguments = parser.parse_args()
+    rows = ROWS if arguments.rows is None else {name: ROWS[name] for name in arguments.rows}
     torch.set_num_threads(1)
     data = tiny_imagenet_20(data_folder(arguments.data))
     right: dict[str, list[NDArray[np.float64]]] = {}
@@ -238,14 +251,16 @@ def main() -> None:
         rng = np.random.default_rng(seed)
         some = data.train.take(per_class(data.train.labels, arguments.train + arguments.held_out, rng))
         train, other = held_out(some, arguments.held_out / (arguments.train + arguments.held_out), rng)
-        found, seconds = log_probabilities(train, other, seed)
+        found, seconds = log_probabilities(train, other, seed, rows)
+        if arguments.rows:
+            continue
         logs = score(ConvNet(seconds, width=32, random_state=seed), train, other).log_probabilities
         assert logs is not None
         found |= {CONVNET: logs, HYBRID: (logs + found["T3 multi-layer + colour"]) / 2}
         for name, values in found.items():
             right.setdefault(name, []).append(_right(values, other))
-    table = {name: np.concatenate(values) for name, values in right.items()}
-    report(table, arguments)
+    if right:
+        report({name: np.concatenate(values) for name, values in right.items()}, arguments)
 
 
 def report(table: dict[str, NDArray[np.float64]], arguments: argparse.Namespace) -> None:
