@@ -116,7 +116,9 @@ def _measure() -> None:
             asked = [cell for cell, _ in cells.values() if cell != "-"]
             figures.append(Figure(f"share of cells that are ok, {contender.name}", 100 * _share(asked), "%"))
     ours = [cell for contender in OURS for cell, _ in columns[contender.name]["cells"].values()]
-    figures.append(Figure("share of cells that are ok, ours", 100 * _share(ours), "%"))
+    asked = [cell for cell in ours if cell != "-"]
+    figures.append(Figure("share of cells that are ok, ours", 100 * _share(asked), "%"))
+    figures.append(Figure("cells not ok", len(asked) - asked.count("ok"), "cells"))
     print(write_results("capabilities", figures, command=command_line(), threads=1, details={"columns": columns}))
     broken = [name for name, (cell, _) in columns[CONTROL.name]["cells"].items() if cell != "ok"]
     if broken:
