@@ -185,7 +185,7 @@ def log_probabilities(
         encodings = np.asarray(encode_images(network, images, folds=folds).rows)
         network = network.for_new_images()
         unseen = np.asarray(encode_images(network, ImageList(other.images).prepared(**settings.preparation)).rows)
-        elapsed = time.perf_counter() - start
+        fitting = elapsed = time.perf_counter() - start
         for name in names:
             start = time.perf_counter()
             features = [_visible(network, part, rows[name]) for part in (encodings, unseen)]
@@ -193,7 +193,7 @@ def log_probabilities(
             logs = np.float64(linear_scores(features[1], svm)) * svm.temperature
             found[name] = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
             if name == "T3 multi-layer + colour":
-                seconds = elapsed + time.perf_counter() - start
+                seconds = fitting + time.perf_counter() - start
             print(f"{name:45} {100 * _right(found[name], other).mean():6.2f} %  {elapsed:6.1f} s", flush=True)
             elapsed = 0.0
     return found, seconds
