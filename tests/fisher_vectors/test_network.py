@@ -14,6 +14,7 @@ from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.patches import RawPatches
+from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
@@ -45,6 +46,22 @@ def fitted(settings, images, labels, **kwargs):
     return *fit_network(prepared, indices, settings, **kwargs), prepared
 
 
+def in_float64(network):
+    def stage_in_float64(stage):
+        pca = {name: tensor.double() for name, tensor in stage.components.to_tensors().items()}
+        return replace(
+            stage,
+            components=PrincipalComponents.from_tensors(pca),
+            mixture=stage.mixture.to(torch.float64),
+        )
+
+    return replace(
+        network,
+        stages=tuple(map(stage_in_float64, network.stages)),
+        projections=tuple(projection.double() for projection in network.projections),
+    )
+
+
 @pytest.fixture(scope="module")
 def grey():
     images, labels = textures(5)
@@ -61,8 +78,11 @@ def test_other_windows_give_another_second_layer(grey, changes):
     encodings, common = network.encode(batch), network.stages[0].num_outputs
     torch.testing.assert_close(encodings[:, :common], grey[0].encode(batch)[:, :common])
     assert float((encodings - grey[0].encode(batch)).norm(dim=1).min()) > 0.1
+    # In float64: a posterior at the threshold must not be a matter of rounding.
+    network, batch = in_float64(network), batch.double()
+    encodings = network.encode(batch)
     evidence = evidence_maps(network, torch.ones_like(encodings), batch)
-    torch.testing.assert_close(evidence.sum(dim=(1, 2)), encodings.sum(dim=1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(evidence.sum(dim=(1, 2)), encodings.sum(dim=1), rtol=0, atol=1e-10)
 
 
 def test_one_layer_is_the_shallow_fisher_vector_bit_for_bit():
