@@ -6,4 +6,4 @@ The protocol stands in race_common.py. Run: python -m benchmarks.race_cifar_resn
 from benchmarks.race_common import main
 
 if __name__ == "__main__":
-    main("race_cifar_resnet", "cifar10", steps=120)
+    main("race_cifar_resnet", "cifar10", steps=480)

@@ -6,4 +6,4 @@ The protocol stands in race_common.py. Run: python -m benchmarks.race_mnist_mlp 
 from benchmarks.race_common import main
 
 if __name__ == "__main__":
-    main("race_mnist_mlp", "mnist", steps=800)
+    main("race_mnist_mlp", "mnist", steps=3_200)

@@ -6,4 +6,4 @@ The protocol stands in race_common.py. Run: python -m benchmarks.race_ptb_lstm -
 from benchmarks.race_common import main
 
 if __name__ == "__main__":
-    main("race_ptb_lstm", "ptb", steps=80, left_out=("K-FAC",), notes="SINGD has no rule for recurrent layers.")
+    main("race_ptb_lstm", "ptb", steps=320, left_out=("K-FAC",), notes="SINGD has no rule for recurrent layers.")

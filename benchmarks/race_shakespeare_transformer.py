@@ -6,4 +6,4 @@ The protocol stands in race_common.py. Run: python -m benchmarks.race_shakespear
 from benchmarks.race_common import main
 
 if __name__ == "__main__":
-    main("race_shakespeare_transformer", "shakespeare", steps=200)
+    main("race_shakespeare_transformer", "shakespeare", steps=600)
