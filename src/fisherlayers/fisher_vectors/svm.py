@@ -202,9 +202,10 @@ def svm_scores(
         (n, P), in the dtype of ``weights``.
     """
     matrix = as_rows(rows)
-    return torch.cat([
-        block @ weights.T.to(block.dtype) + intercepts.to(block.dtype) for _, block in row_blocks(matrix, block_rows)
-    ]).to(weights.dtype)
+    scores = torch.empty(len(matrix), len(weights), dtype=weights.dtype, device=weights.device)
+    for place, block in row_blocks(matrix, block_rows):
+        scores[place] = (block @ weights.T.to(block.dtype) + intercepts.to(block.dtype)).to(weights.dtype)
+    return scores
 
 
 def _solve_sample(

@@ -140,11 +140,15 @@ class RowSpace(WeightSpace):
     @override
     def scores(self, vector: Tensor) -> Tensor:
         weights = self._narrow(vector)
-        return torch.cat(
-            list(
-                self._over_blocks(lambda place: self._block_scores(read_block(self._rows, place), weights, vector[-1]))
-            )
-        )
+        # Written in place: results that outlive their block would keep the memory of blocks from being used again.
+        result = torch.empty(self.num_rows, vector.shape[1], dtype=torch.float64, device=self._rows.device)
+
+        def write(place: slice) -> None:
+            result[place] = self._block_scores(read_block(self._rows, place), weights, vector[-1])
+
+        for _ in self._over_blocks(write):
+            pass
+        return result
 
     @override
     def combine(self, coefficients: Tensor) -> Tensor:
