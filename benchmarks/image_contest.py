@@ -2,12 +2,14 @@
 
 Every contender sees the same training images; ConvNets train for the seconds that the Deep Fisher Network's fit took.
 The result file is written anew after each contender, so that a run that is cut short keeps what it has measured.
+Contenders that ``--peers`` leaves out keep their figures in it while the settings are the same; the details name them.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import Figure, command_line, data_folder, write_results
+from benchmarks.common import Figure, command_line, data_folder, read_results, write_results
 from benchmarks.image_hybrid import Rows, late_fusion, together
 from benchmarks.image_peers import (
     BagOfWords,
@@ -95,6 +97,7 @@ class Contest:
     one_fit: bool = False
     maps: bool = True
     notes: Sequence[str] = ()
+    _former: dict[str, Any] | None = field(default=None, init=False)
 
     def run(self, *, write: bool = True) -> dict[str, Outcome]:
         """Fit and score everything.
@@ -106,6 +109,7 @@ class Contest:
             The outcomes by contender.
         """
         torch.set_num_threads(self.threads)
+        self._former = read_results(self.result)
         outcomes: dict[str, Outcome] = {}
 
         def enter(name: str, make: Callable[[], Any], images: Callable[[Split], Any] | None = None) -> None:
@@ -154,6 +158,14 @@ class Contest:
                 self._write(outcomes)
         return outcomes
 
+    def _kept(self, measured: set[str]) -> list[Figure]:
+        former = self._former
+        same = {"settings": json.loads(json.dumps(self.settings)), "images": self._images()}
+        if former is None or any(former["details"][name] != value for name, value in same.items()):
+            return []
+        figures = [Figure(**figure) for figure in former["figures"]]
+        return [figure for figure in figures if figure.name not in measured and "best" not in figure.name]
+
     def time_fit(self) -> None:
         """Fit the Deep Fisher Network once, score nothing, and write the seconds to a file of their own."""
         torch.set_num_threads(self.threads)
@@ -176,6 +188,9 @@ class Contest:
         for name in (*joined, "hybrid by late fusion"):
             print(f"{name}: {self._value(outcomes[name]):.2f} %", flush=True)
 
+    def _images(self) -> dict[str, int]:
+        return {"train": len(self.data.train.labels), "test": len(self.data.test.labels)}
+
     def _words(self) -> dict[str, Any]:
         return {"bin_sizes": (2, 3, 4), "step": 2} if self.side < 96 else {}
 
@@ -188,16 +203,19 @@ class Contest:
             figures.append(Figure(f"test {self.metric}, {name}", self._value(outcome), "%"))
             if outcome.fit_seconds and not name.startswith("hybrid"):
                 figures.append(Figure(f"fit time, {name}", outcome.fit_seconds / 60, "min"))
-        convnets = [self._value(outcomes[name]) for name in CONVNETS if name in outcomes]
+        kept = self._kept({figure.name for figure in figures})
+        figures += kept
+        convnets = [figure.value for figure in figures if figure.name in {f"test {self.metric}, {n}" for n in CONVNETS}]
         if convnets:
             best = max(convnets) if self.metric == "accuracy" else min(convnets)
             figures.append(Figure(f"test {self.metric}, best ConvNet", best, "%"))
         details = {
             "data": self.data.note,
-            "images": {"train": len(self.data.train.labels), "test": len(self.data.test.labels)},
+            "images": self._images(),
             "settings": self.settings,
             "predict seconds": {name: outcome.predict_seconds for name, outcome in outcomes.items()},
             "side of the images for HOG and ConvNets": self.side,
+            "kept from an earlier run": [figure.name for figure in kept],
             "notes": list(self.notes),
         }
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)

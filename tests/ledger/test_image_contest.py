@@ -1,5 +1,7 @@
 """The image benchmarks' arithmetic, and their peers on textures that anything can tell apart."""
 
+import json
+
 import numpy as np
 import pytest
 from benchmarks import image_contest
@@ -130,3 +132,32 @@ def test_the_fit_alone_is_timed_and_nothing_is_scored(monkeypatch):
     (figure,) = written["stripes_fit"]
     assert figure.name == "fit time, deep"
     assert 0 < figure.value < 10
+
+
+def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_same(monkeypatch):
+    written = []
+
+    def write(name, figures, **record):
+        found = {"figures": [vars(figure) for figure in figures], "details": record["details"]}
+        written.append(json.loads(json.dumps(found)))
+
+    settings = {"preset": "small", "C": (1.0, 3.0)}
+    data = LabelledSet("stripes", stripes(6), stripes(2), ("lying", "upright"))
+    monkeypatch.setattr(image_contest, "write_results", write)
+    monkeypatch.setattr(image_contest, "read_results", lambda name: written[-1] if written else None)
+
+    def contest(train, **outcomes):
+        made = image_contest.Contest("stripes", data._replace(train=train), settings, side=40)
+        made._former = image_contest.read_results("stripes")
+        made._write({name: Outcome(value, 0.0, 0.0) for name, value in outcomes.items()})
+        return {figure["name"]: figure["value"] for figure in written[-1]["figures"]}
+
+    contest(data.train, deep=70.0, ConvNet=60.0)
+    again = contest(data.train, deep=71.0)
+    assert again == {
+        "test accuracy, deep": 71.0,
+        "test accuracy, ConvNet": 60.0,
+        "test accuracy, best ConvNet": 60.0,
+    }
+    assert written[-1]["details"]["kept from an earlier run"] == ["test accuracy, ConvNet"]
+    assert contest(stripes(5), deep=50.0) == {"test accuracy, deep": 50.0}
