@@ -125,3 +125,51 @@ def test_a_checkpoint_after_a_closure_loses_no_statistics():
     again.load_state_dict(states[1])
     closure = closure_of(resumed, again)
     assert [again.step(closure).item() for _ in range(6)] == expected
+
+
+class Muon(torch.optim.SGD):
+    """Known by its name, as those of other libraries; here its steps do not matter."""
+
+
+class MuonWithAuxiliaryAdam(torch.optim.SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "orthogonal"),
+    [
+        (lambda weights: torch.optim.SGD(weights, lr=0.01), False),
+        (lambda weights: torch.optim.AdamW(weights, lr=0.01), False),
+        (lambda weights: Muon(weights, lr=0.01), True),
+        (lambda weights: MuonWithAuxiliaryAdam([{"params": weights, "use_muon": True}], lr=0.01), True),
+        (lambda weights: MuonWithAuxiliaryAdam([{"params": weights, "use_muon": False}], lr=0.01), False),
+    ],
+)
+def test_roots_for_steps_that_are_orthogonal(make, orthogonal):
+    inputs, targets = vectors()
+    model = reconstruct(perceptron(), statistics_every=1, refresh_every=1)
+    train(model, make(list(model.parameters())), inputs, targets, 2)
+    for layer in (layer for layer in model if isinstance(layer, torch.nn.Linear)):
+        (fisher,) = layer.parametrizations.weight
+        root = fisher.root.dense()
+        length = root.square().sum() / len(root)
+        assert fisher.damping == (100 if orthogonal else 3)
+        assert bool(torch.isclose(length, torch.ones_like(length))) == orthogonal
+
+
+@pytest.mark.parametrize("options", [{"mode": "kronecker"}, {"mode": "unit", "activations": {"*": "relu"}}])
+def test_other_modes_do_not_ask_for_the_optimizer(options):
+    inputs, targets = vectors()
+    roots = []
+    for make in (Muon, torch.optim.SGD):
+        model = reconstruct(perceptron(), statistics_every=1, refresh_every=1, **options)
+        train(model, make(model.parameters(), lr=0.01), inputs, targets, 3)
+        roots.append([buffer for name, buffer in model.named_buffers() if ".root." in name])
+    assert all(torch.equal(one, other) for one, other in zip(*roots, strict=True))
+
+
+def test_a_damping_that_was_set_stays():
+    inputs, targets = vectors()
+    model = reconstruct(perceptron(), damping=0.5)
+    train(model, Muon(model.parameters(), lr=0.01), inputs, targets, 1)
+    assert model[0].parametrizations.weight[0].damping == 0.5

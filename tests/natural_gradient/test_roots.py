@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisherlayers.inverse_root import LowRank, random_basis
-from fisherlayers.natural_gradient.roots import input_coordinates, plain_coordinates
+from fisherlayers.natural_gradient.roots import automatic_damping, input_coordinates, plain_coordinates
 from fisherlayers.root import DenseRoot, LowRankRoot
 
 D = 8
@@ -30,10 +30,11 @@ def low_rank_start(size=D, rank=3):
     return LowRankRoot(LowRank(torch.tensor(1.0), random_basis(size, rank), torch.ones(rank)))
 
 
-def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None):
+def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None, keep="power"):
     origin = torch.zeros(inputs.shape[1]) if origin is None else origin
     start = dense_start(inputs.shape[1]) if start is None else start
-    return input_coordinates(moment(inputs, origin), origin, centred=centred, damping=damping, previous=start)
+    options = {"centred": centred, "damping": damping, "previous": start, "keep": keep}
+    return input_coordinates(moment(inputs, origin), origin, **options)
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -60,6 +61,29 @@ def test_the_whitened_input_has_the_power_of_the_input(start, damping, seed):
             found = coordinates(inputs, damping=damping, start=found.root)
     whitened = (inputs - found.mean) @ found.root.dense()
     torch.testing.assert_close(whitened.square().sum(1).mean(), inputs.square().sum(1).mean(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("start", [dense_start, low_rank_start])
+@pytest.mark.parametrize("damping", [0.01, 1.0, 100.0])
+def test_an_orthogonal_step_keeps_its_length_where_that_is_wanted(start, damping):
+    inputs = samples()
+    found = coordinates(inputs, damping=damping, start=start(), keep="length")
+    power = coordinates(inputs, damping=damping, start=start())
+    orthogonal = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0]
+    step = orthogonal @ found.root.dense()  # of W, for an orthogonal one of W'
+    torch.testing.assert_close(step.norm(), orthogonal.norm())
+    # Nothing but the scale differs.
+    torch.testing.assert_close(
+        found.root.dense() / found.root.dense().norm(), power.root.dense() / power.root.dense().norm()
+    )
+    torch.testing.assert_close(found.mean, power.mean)
+
+
+def test_damping_grows_with_the_directions_that_a_batch_cannot_tell():
+    assert automatic_damping(784, 0) == automatic_damping(784, 784) == 3
+    assert automatic_damping(784, 50) == pytest.approx(3 * 0.64 * 784 / 50)
+    assert automatic_damping(784, 784, orthogonal=True) == 100
+    assert automatic_damping(784, 50, orthogonal=True) == pytest.approx(100 * 0.64 * 784 / 50)
 
 
 def test_an_input_that_hardly_varies_is_not_blown_up():

@@ -67,6 +67,7 @@ class BlockWeight(FisherWeight):
             centred=self.centred,
             damping=self.damping,
             previous=dense,
+            keep=self.keep,
         )
         if found is None:
             return None

@@ -32,6 +32,7 @@ class DiagonalWeight(FisherWeight):
     For one-hot inputs E[x xᵀ] is the diagonal matrix of their frequencies. There is no bias, so they are not centred.
     """
 
+    adapts = False
     information: DiagonalInformation
     pending: Counts | None  # type: ignore[assignment]
 

@@ -43,6 +43,8 @@ class KroneckerWeight(FisherWeight):
         rank: Of T; None for a dense root.
     """
 
+    adapts = False
+
     def __init__(self, reader: Reader, layout: Layout, settings: Settings, *, rank: int | None) -> None:
         super().__init__(reader, layout, settings)
         *batch_shape, size, _ = layout.rows(getattr(reader.host, reader.weight)).shape

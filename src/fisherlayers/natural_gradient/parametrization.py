@@ -1,7 +1,7 @@
 """A weight's local Fisher layer: the parametrization of the weight, and its state."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from fisherlayers.natural_gradient.products import solve
 from fisherlayers.natural_gradient.readers import Bias, Reader, original, parametrization_of
 from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
-from fisherlayers.natural_gradient.roots import automatic_damping, input_coordinates
+from fisherlayers.natural_gradient.roots import Kept, automatic_damping, input_coordinates
 from fisherlayers.root import Root
 
 __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
@@ -60,6 +60,8 @@ class FisherWeight(nn.Module):
     shift: Tensor
     root: Root
     output: Root | None
+    adapts: ClassVar[bool] = True
+    """Whether the root depends on the kind of the optimizer's steps."""
 
     def __init__(self, reader: Reader, layout: Layout, settings: Settings) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class FisherWeight(nn.Module):
         self.rows = 0
         self.observed_at = -1
         self.refreshed_at = -1
+        self.orthogonal = False  # as the optimizer's steps are
 
     def _start(self, size: int, shape: tuple[int, ...], like: dict[str, Any]) -> tuple[Any, Root]:
         rank = self.settings.rank
@@ -188,8 +191,15 @@ class FisherWeight(nn.Module):
 
     @property
     def damping(self) -> float:
-        """λ, relative to the mean eigenvalue: as it was set, or by the inputs that a step sees."""
-        return automatic_damping(self._size, self.rows) if self.settings.damping is None else self.settings.damping
+        """λ, relative to the mean eigenvalue: as it was set, or by the inputs that a step sees and by its kind."""
+        if self.settings.damping is not None:
+            return self.settings.damping
+        return automatic_damping(self._size, self.rows, orthogonal=self.orthogonal)
+
+    @property
+    def keep(self) -> Kept:
+        """What the root's scale keeps."""
+        return "length" if self.orthogonal else "power"
 
     @property
     def max_rows(self) -> int:
@@ -291,6 +301,7 @@ class FisherWeight(nn.Module):
             centred=self.centred,
             damping=self.damping,
             previous=self.root,
+            keep=self.keep,
         )
 
     def enter(self, coordinates: Coordinates) -> None:

@@ -95,10 +95,23 @@ def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer
         optimizers: Those that hold their parameters.
     """
     fishers = list(fishers)
+    for optimizer in optimizers:
+        _adapt(fishers, optimizer)
     for fisher, new in zip(fishers, refreshed_together(fishers), strict=True):
         if new is not None:
             move(fisher, new, optimizers)
         fisher.refreshed_at = fisher.steps
+
+
+def _adapt(fishers: Iterable[FisherWeight], optimizer: Optimizer) -> None:
+    # Muon and its kin are known by their names; some keep parameters for AdamW in groups of their own.
+    orthogonal = any("muon" in kind.__name__.lower() for kind in type(optimizer).__mro__)
+    held = {
+        id(p): orthogonal and group.get("use_muon", True) for group in optimizer.param_groups for p in group["params"]
+    }
+    for fisher in fishers:
+        if fisher.adapts and id(fisher.weight) in held:
+            fisher.orthogonal = held[id(fisher.weight)]
 
 
 def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWeight]:

@@ -133,6 +133,8 @@ class UnitWeight(FisherWeight):
             the identity, refreshes exactly every ``refresh_every`` steps, no scale.
     """
 
+    adapts = False
+
     def __init__(
         self, reader: Reader, layout: Layout, settings: Settings, *, activation: Activation, compat: bool
     ) -> None:
