@@ -111,6 +111,8 @@ ROWS = {
     "second layer alone, principal directions as W": Row(
         replace(PAPER, projection="principal", projection_size=64), ("2",)
     ),
+    "second layer alone, windows at every second position": Row(replace(PAPER, stride=2), ("2",)),
+    "second layer alone, windows of 5 to 11": Row(replace(PAPER, windows=SEVERAL.windows), ("2",)),
     "one-vs-one W": Row(replace(PAPER, projection="one-vs-one", projection_size=64), BOTH),
     "one-vs-one W, cross-fitted": Row(replace(PAPER, projection="one-vs-one", projection_size=64, cross_fit=3), BOTH),
     "discriminant W": Row(replace(PAPER, projection="lda", projection_size=64), BOTH),
