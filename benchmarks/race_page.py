@@ -34,7 +34,7 @@ evaluation excluded, methods in turn. The learning rate falls linearly to zero o
 third of the steps, and is judged on the horizon on which it gets to the target sooner. No run takes more
 seconds than AdamW's: methods with dear steps get fewer of them. "never": fewer than half of the seeds arrive.
 
-The budgets are small (a few seconds a run for SGD): these are races of the first epochs, and who is ahead after long
+The budgets are small (seconds to a minute a run): these are races of the first epochs, and who is ahead after long
 training is not measured here.
 """
 
