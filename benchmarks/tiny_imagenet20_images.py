@@ -1,8 +1,9 @@
 """Tiny-ImageNet-20: Deep Fisher Network, shallow Fisher vector and their peers.
 
 Settings are those that were chosen for CIFAR-10, on its held-out training images; the test images were scored twice,
-the second time for the hybrid, which the first run did not reach. The shallow Fisher vector is the fitted deep network without its second layer, and
-the hybrid is the mean of the log-probabilities of the deep network and of the linear probe.
+the second time for the hybrid, which the first run did not reach. The shallow Fisher vector is the fitted deep network
+without its second layer, and the hybrid is the mean of the log-probabilities of the deep network and of the linear
+probe.
 """
 
 from typing import Any
