@@ -82,8 +82,8 @@ class Contest:
         threads: of all contenders.
         one_fit: whether the shallow Fisher vector is the fitted deep network without its second layer, which saves a
             fit on large sets, instead of a network of its own; the parts of both are then left out.
-        maps: whether Fisher vectors of pretrained maps take part beside the linear probe, and with them the learned
-            hybrids; without them, which saves an hour on 10,000 images, the hybrid is the mean with the probe.
+        maps: whether Fisher vectors of pretrained maps take part beside the linear probe, and in the hybrids, which
+            are of the linear probe's features otherwise; leaving them out saves an hour on 10,000 images.
         notes: kept beside the figures.
     """
 
@@ -142,7 +142,8 @@ class Contest:
             maps = PretrainedFisherVectors()
             enter(MAPS, lambda: maps)
             enter(WIDE, lambda: ProbeOfTheSamePass(maps))
-            self._hybrids(outcomes)
+        if PROBE in self.peers:
+            self._hybrids(outcomes, [WIDE, MAPS] if self.maps else [PROBE])
             if write:
                 self._write(outcomes)
         seconds = outcomes["deep"].fit_seconds
@@ -150,10 +151,9 @@ class Contest:
             enter("ConvNet", lambda: ConvNet(seconds, width=32), small)
         if "ResNet-18" in self.peers:
             enter("ResNet-18", lambda: ResNet18(seconds, learning_rate=1e-3), small)
-        partner = PROBE if PROBE in outcomes else "ConvNet"
-        if "hybrid" not in outcomes and partner in outcomes:
-            outcomes["hybrid"] = fused(outcomes["deep"], outcomes[partner], self.data.test.labels)
-            print(f"hybrid with {partner}: {self._value(outcomes['hybrid']):.2f} %", flush=True)
+        if "hybrid" not in outcomes and "ConvNet" in outcomes:
+            outcomes["hybrid"] = fused(outcomes["deep"], outcomes["ConvNet"], self.data.test.labels)
+            print(f"hybrid with ConvNet: {self._value(outcomes['hybrid']):.2f} %", flush=True)
             if write:
                 self._write(outcomes)
         return outcomes
@@ -175,10 +175,12 @@ class Contest:
         write_results(f"{self.result}_fit", figures, command=command_line(), threads=self.threads, details=details)
         print(f"fit {seconds:.1f} s")
 
-    def _hybrids(self, outcomes: dict[str, Outcome]) -> None:
+    def _hybrids(self, outcomes: dict[str, Outcome], pretrained: list[str]) -> None:
         labels, truth = self.data.train.labels, self.data.test.labels
-        rows = {name: found for name in ("deep", WIDE, MAPS) if (found := outcomes[name].rows) is not None}
-        joined = {"hybrid": list(rows), "both of pretrained features, without the network": [WIDE, MAPS]}
+        rows = {name: found for name in ("deep", *pretrained) if (found := outcomes[name].rows) is not None}
+        joined = {"hybrid": list(rows)}
+        if len(pretrained) > 1:
+            joined["both of pretrained features, without the network"] = pretrained
         for name, members in joined.items():
             both, svm = together([rows[member] for member in members], labels, (1.0, 3.0, 10.0))
             outcomes[name] = Outcome(class_mean_accuracy(linear_scores(both.test, svm).argmax(1), truth), 0.0, 0.0)

@@ -145,16 +145,31 @@ class MuonWithAuxiliaryAdam(torch.optim.SGD):
         (lambda weights: MuonWithAuxiliaryAdam([{"params": weights, "use_muon": False}], lr=0.01), False),
     ],
 )
-def test_roots_for_steps_that_are_orthogonal(make, orthogonal):
+def test_steps_that_are_orthogonal_are_centred_and_not_whitened_again(make, orthogonal):
     inputs, targets = vectors()
     model = reconstruct(perceptron(), statistics_every=1, refresh_every=1)
     train(model, make(list(model.parameters())), inputs, targets, 2)
     for layer in (layer for layer in model if isinstance(layer, torch.nn.Linear)):
         (fisher,) = layer.parametrizations.weight
         root = fisher.root.dense()
-        length = root.square().sum() / len(root)
-        assert fisher.damping == (100 if orthogonal else 3)
-        assert bool(torch.isclose(length, torch.ones_like(length))) == orthogonal
+        round_root = torch.allclose(root, root[0, 0] * torch.eye(len(root)))
+        assert fisher.damping == (float("inf") if orthogonal else 3)
+        assert round_root == orthogonal
+        assert fisher.mean.abs().max() > 0
+
+
+def test_an_orthogonal_step_is_shortened_along_a_mean_that_no_bias_takes_up():
+    inputs, targets = vectors()
+    model = torch.nn.Sequential(torch.nn.Linear(inputs.shape[1], int(targets.max()) + 1, bias=False))
+    reconstruct(model, statistics_every=1, refresh_every=1)
+    far = inputs + 5
+    train(model, Muon(model.parameters(), lr=0.01), far, targets, 2)
+    (fisher,) = model[0].parametrizations.weight
+    mean = far.mean(0) / far.mean(0).norm()
+    root = fisher.root.dense()
+    assert fisher.damping == 100
+    assert mean @ root @ mean < 0.98 * torch.linalg.eigvalsh(root)[-1]
+    assert fisher.mean.abs().max() == 0
 
 
 @pytest.mark.parametrize("options", [{"mode": "kronecker"}, {"mode": "unit", "activations": {"*": "relu"}}])

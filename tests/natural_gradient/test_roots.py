@@ -30,10 +30,10 @@ def low_rank_start(size=D, rank=3):
     return LowRankRoot(LowRank(torch.tensor(1.0), random_basis(size, rank), torch.ones(rank)))
 
 
-def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None, keep="power"):
+def coordinates(inputs, *, damping=0.5, centred=True, start=None, origin=None):
     origin = torch.zeros(inputs.shape[1]) if origin is None else origin
     start = dense_start(inputs.shape[1]) if start is None else start
-    options = {"centred": centred, "damping": damping, "previous": start, "keep": keep}
+    options = {"centred": centred, "damping": damping, "previous": start}
     return input_coordinates(moment(inputs, origin), origin, **options)
 
 
@@ -64,26 +64,24 @@ def test_the_whitened_input_has_the_power_of_the_input(start, damping, seed):
 
 
 @pytest.mark.parametrize("start", [dense_start, low_rank_start])
-@pytest.mark.parametrize("damping", [0.01, 1.0, 100.0])
-def test_an_orthogonal_step_keeps_its_length_where_that_is_wanted(start, damping):
+@pytest.mark.parametrize("centred", [True, False])
+def test_infinite_damping_is_the_limit_of_large_ones(start, centred):
     inputs = samples()
-    found = coordinates(inputs, damping=damping, start=start(), keep="length")
-    power = coordinates(inputs, damping=damping, start=start())
-    orthogonal = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0]
-    step = orthogonal @ found.root.dense()  # of W, for an orthogonal one of W'
-    torch.testing.assert_close(step.norm(), orthogonal.norm())
-    # Nothing but the scale differs.
-    torch.testing.assert_close(
-        found.root.dense() / found.root.dense().norm(), power.root.dense() / power.root.dense().norm()
-    )
-    torch.testing.assert_close(found.mean, power.mean)
+    limit = coordinates(inputs, damping=float("inf"), centred=centred, start=start())
+    large = coordinates(inputs, damping=1e6, centred=centred, start=start())
+    torch.testing.assert_close(limit.root.dense(), large.root.dense(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(limit.mean, large.mean)
+    variance = torch.cov(inputs.T, correction=0).trace() if centred else inputs.square().sum(1).mean()
+    scale = (inputs.square().sum(1).mean() / variance).sqrt()
+    torch.testing.assert_close(limit.root.dense(), scale * torch.eye(D))
 
 
 def test_damping_grows_with_the_directions_that_a_batch_cannot_tell():
     assert automatic_damping(784, 0) == automatic_damping(784, 784) == 3
     assert automatic_damping(784, 50) == pytest.approx(3 * 0.64 * 784 / 50)
-    assert automatic_damping(784, 784, orthogonal=True) == 100
-    assert automatic_damping(784, 50, orthogonal=True) == pytest.approx(100 * 0.64 * 784 / 50)
+    assert automatic_damping(784, 784, orthogonal=True) == float("inf")
+    assert automatic_damping(784, 784, orthogonal=True, centred=False) == 100
+    assert automatic_damping(784, 50, orthogonal=True, centred=False) == pytest.approx(100 * 0.64 * 784 / 50)
 
 
 def test_an_input_that_hardly_varies_is_not_blown_up():

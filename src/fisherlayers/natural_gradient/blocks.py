@@ -67,7 +67,6 @@ class BlockWeight(FisherWeight):
             centred=self.centred,
             damping=self.damping,
             previous=dense,
-            keep=self.keep,
         )
         if found is None:
             return None

@@ -15,7 +15,7 @@ from fisherlayers.natural_gradient.products import solve
 from fisherlayers.natural_gradient.readers import Bias, Reader, original, parametrization_of
 from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
-from fisherlayers.natural_gradient.roots import Kept, automatic_damping, input_coordinates
+from fisherlayers.natural_gradient.roots import automatic_damping, input_coordinates
 from fisherlayers.root import Root
 
 __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
@@ -194,12 +194,7 @@ class FisherWeight(nn.Module):
         """λ, relative to the mean eigenvalue: as it was set, or by the inputs that a step sees and by its kind."""
         if self.settings.damping is not None:
             return self.settings.damping
-        return automatic_damping(self._size, self.rows, orthogonal=self.orthogonal)
-
-    @property
-    def keep(self) -> Kept:
-        """What the root's scale keeps."""
-        return "length" if self.orthogonal else "power"
+        return automatic_damping(self._size, self.rows, orthogonal=self.orthogonal, centred=self.centred)
 
     @property
     def max_rows(self) -> int:
@@ -301,7 +296,6 @@ class FisherWeight(nn.Module):
             centred=self.centred,
             damping=self.damping,
             previous=self.root,
-            keep=self.keep,
         )
 
     def enter(self, coordinates: Coordinates) -> None:

@@ -1,6 +1,6 @@
 """The root of a layer's input: centre, damp, invert, scale."""
 
-from typing import Literal
+import math
 
 import torch
 from torch import Tensor
@@ -9,10 +9,7 @@ from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_fro
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.root import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 
-__all__ = ["Kept", "automatic_damping", "input_coordinates", "plain_coordinates"]
-
-Kept = Literal["power", "length"]
-"""What the scale of a root keeps: the power of the inputs, or the length of a step in the weights."""
+__all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
 
 # Measured: see benchmarks/README.md.
 _MOST_POWER = 4.0  # times tr C
@@ -21,36 +18,40 @@ _ORTHOGONAL_DAMPING = 100.0
 _NOISE = 0.64
 
 
-def automatic_damping(size: int, rows: int, *, orthogonal: bool = False) -> float:
+def automatic_damping(size: int, rows: int, *, orthogonal: bool = False, centred: bool = True) -> float:
     """Return a damping that a batch can bear: more of it where few inputs tell about many directions.
 
     A covariance of D directions from N inputs is known to about D / N of its mean eigenvalue, and so noisy are the
-    gradients of a step along them; below that whitening would amplify noise. A step that is made orthogonal has the
-    same length along directions that hold no more than noise as along all others: only the few largest directions are
-    to be shortened.
+    gradients of a step along them; below that whitening would amplify noise. A step that is made orthogonal is whitened
+    already, but for what it cannot see: an input's mean, through which it moves all outputs at once. Centring takes the
+    mean away, and nothing is left to do; where there is no bias to take it up, it is the largest direction of E[x xᵀ],
+    and that is to be shortened.
 
     Args:
         size: D.
         rows: N, the inputs in the batches of one step (samples x positions); 0 if that is not known.
         orthogonal: Whether the optimizer makes its steps orthogonal, as Muon does.
+        centred: Whether the input is centred.
 
     Returns:
-        λ relative to the mean eigenvalue.
+        λ relative to the mean eigenvalue; infinity to leave all directions alike.
     """
+    if orthogonal and centred:
+        return math.inf
     least = _ORTHOGONAL_DAMPING if orthogonal else _DAMPING
     return least * max(1.0, _NOISE * size / rows) if rows else least
 
 
 def input_coordinates(
-    second_moment: Tensor, origin: Tensor, *, centred: bool, damping: float, previous: Root, keep: Kept = "power"
+    second_moment: Tensor, origin: Tensor, *, centred: bool, damping: float, previous: Root
 ) -> Coordinates | None:
-    """Return the coordinates that whiten a layer's input and keep its power, or the length of steps.
+    """Return the coordinates that whiten a layer's input and keep its power.
 
     The root is c (C + λ I)^(-1/2) with C = Cov(x), λ relative to the mean eigenvalue of C, and c such that the whitened
     input S (x - μ) has the mean square of x: tr(S C S) = E|x|². So an optimizer that is tuned for the plain network
     finds inputs of the size that it is tuned for. Where an input hardly varies around a large mean, the mean moves by
-    more than the variance before the root can follow; so tr(S C S) is at most 4 tr C. An orthogonal step of W' has one
-    length whatever the gradient's scale: with a mean square eigenvalue of S of one it has that length in W as well.
+    more than the variance before the root can follow; so tr(S C S) is at most 4 tr C. With λ infinite all directions
+    are alike, S = c I.
 
     Args:
         second_moment: E[s sᵀ] of s = [x - origin; 1], (..., D + 1, D + 1).
@@ -58,7 +59,6 @@ def input_coordinates(
         centred: Whether the layer trains a bias; if not, the mean is zero and C = E[x xᵀ].
         damping: λ relative to the mean eigenvalue, more than 0.
         previous: The root so far: gives the structure, and the start of a low-rank one.
-        keep: ``"power"``, or ``"length"``: tr(S S) = D.
 
     Returns:
         Root and mean in the dtype of ``origin``; None if the input never varied.
@@ -72,17 +72,20 @@ def input_coordinates(
     rounding = 8 * torch.finfo(second_moment.dtype).eps
     if not bool((trace > size * rounding * _trace(power)).all()):
         return None
-    if isinstance(previous, LowRankRoot):
+    root: Root
+    if math.isinf(damping):
+        root, whitened = _identity(previous), trace
+    elif isinstance(previous, LowRankRoot):
         basis = previous.basis.double()
         sketch = (power @ previous.basis).double()
         for sign, vector in terms:
             sketch = sketch + sign * vector.unsqueeze(-1) * (vector.unsqueeze(-2) @ basis)
         low = low_rank_from_sketch(sketch, basis, trace, damping=damping, precision=rounding)
-        root: Root = LowRankRoot(low)
+        root = LowRankRoot(low)
         ridge = (damping * trace / size).unsqueeze(-1)
         # tr(S C S) by the eigenvalues that the root is made of: gain^(-2) - λ, and one value for all the others.
         gains = torch.cat([low.gains, low.scale.unsqueeze(-1).expand(*low.scale.shape, size - low.gains.shape[-1])], -1)
-        whitened, length = (1 - ridge * gains.square()).sum(-1), gains.square().sum(-1)
+        whitened = (1 - ridge * gains.square()).sum(-1)
     else:
         information = power.double()
         for sign, vector in terms:
@@ -91,10 +94,9 @@ def input_coordinates(
         information = (information + information.mT) / 2 + torch.diag_embed(noise)
         matrix = inverse_square_root(information, damping=damping)
         root = DenseRoot(matrix)
-        whitened, length = ((matrix @ information) * matrix).sum((-2, -1)), matrix.square().sum((-2, -1))
+        whitened = ((matrix @ information) * matrix).sum((-2, -1))
     total = _trace(power).double() - centre.square().sum(-1) + mean.square().sum(-1)  # E|x|²
-    square = torch.minimum(total, _MOST_POWER * trace) / whitened if keep == "power" else size / length
-    c = square.sqrt()
+    c = (torch.minimum(total, _MOST_POWER * trace) / whitened).sqrt()
     return Coordinates(_scaled(root, c, origin.dtype), (mean if centred else torch.zeros_like(mean)).to(origin.dtype))
 
 
