@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.common import Figure, command_line, data_folder, write_results
 from benchmarks.image_contest import score, stage_columns
 from benchmarks.image_peers import linear_scores
-from benchmarks.image_sets import Split, held_out, per_class, tiny_imagenet_20
+from benchmarks.image_sets import Split, fifteen_scenes, held_out, per_class, tiny_imagenet_20
 from fisherlayers.demo.baselines import ConvNet
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.normalization import intra_normalize, l2_normalize
@@ -168,15 +168,16 @@ Log = NDArray[np.float64]
 
 
 def log_probabilities(
-    train: Split, other: Split, seed: int, rows: Mapping[str, Row] = ROWS
+    train: Split, other: Split, seed: int, rows: Mapping[str, Row] = ROWS, *, max_pixels: int | None = None
 ) -> tuple[dict[str, Log], float]:
     """Fit rows and return the log-probabilities of the other images, and the seconds of "T3 multi-layer + colour".
 
-    Rows that differ only in what the classifier sees share one network.
+    Rows that differ only in what the classifier sees share one network. Images of more pixels than that are reduced.
     """
     found, seconds, fits = {}, 0.0, {}
     for name, row in rows.items():
-        fits.setdefault((row.settings, row.flips), []).append(name)
+        row_settings = row.settings if max_pixels is None else replace(row.settings, max_pixels=max_pixels)
+        fits.setdefault((row_settings, row.flips), []).append(name)
     for (settings, flips), names in fits.items():
         start = time.perf_counter()
         images = ImageList(train.images).prepared(**settings.preparation)
@@ -244,17 +245,24 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=75, help="other training images to score, a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the splits and the fits")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these; printed, and nothing is written")
+    parser.add_argument("--scenes", type=int, metavar="PIXELS", help="with --rows: 15-Scenes, reduced to that area")
     arguments = parser.parse_args()
     rows = ROWS if arguments.rows is None else {name: ROWS[name] for name in arguments.rows}
+    if arguments.scenes is not None and arguments.rows is None:
+        parser.error("--scenes takes the images of another set than the tables': name some --rows")
     torch.set_num_threads(1)
-    data = tiny_imagenet_20(data_folder(arguments.data))
+    data = (tiny_imagenet_20 if arguments.scenes is None else fifteen_scenes)(data_folder(arguments.data))
     right: dict[str, list[NDArray[np.float64]]] = {}
     for seed in arguments.seeds:
         rng = np.random.default_rng(seed)
         some = data.train.take(per_class(data.train.labels, arguments.train + arguments.held_out, rng))
         train, other = held_out(some, arguments.held_out / (arguments.train + arguments.held_out), rng)
-        found, seconds = log_probabilities(train, other, seed, rows)
+        found, seconds = log_probabilities(train, other, seed, rows, max_pixels=arguments.scenes)
         if arguments.rows:
+            first = next(iter(found))
+            for name in list(found)[1:]:
+                points, error = difference(_right(found[name], other), _right(found[first], other))
+                print(f"{name} against {first}: {points:+.2f} (standard error {error:.2f})", flush=True)
             continue
         logs = score(ConvNet(seconds, width=32, random_state=seed), train, other).log_probabilities
         assert logs is not None

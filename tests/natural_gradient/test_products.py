@@ -7,6 +7,9 @@ from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.natural_gradient.products import (
     DenseFactors,
+    LowRankFactors,
+    ScaledIdentity,
+    centred_product,
     exchange_gradient,
     exchange_value,
     fusible,
@@ -26,6 +29,21 @@ def low_rank():
     return LowRankRoot(LowRank(torch.tensor(0.7), random_basis(D, R), torch.tensor([0.2, 0.9, 1.4])))
 
 
+def multiple(structure, scale=0.7):
+    """Return scale I in a structure that could hold more."""
+    if structure == "dense":
+        return DenseRoot(scale * torch.eye(D))
+    return LowRankRoot(LowRank(torch.tensor(scale), random_basis(D, R), torch.full((R,), scale))).double()
+
+
+ROOTS = {
+    "low rank": (lambda: low_rank().double(), LowRankFactors),
+    "dense": (lambda: DenseRoot(torch.eye(D) + 0.1), DenseFactors),
+    "a multiple of the identity, of low rank": (lambda: multiple("low rank"), ScaledIdentity),
+    "a multiple of the identity, dense": (lambda: multiple("dense"), ScaledIdentity),
+}
+
+
 @pytest.mark.parametrize("root", [low_rank(), DenseRoot(torch.eye(D) + 0.1)], ids=["low rank", "dense"])
 def test_products_are_those_of_the_root(root):
     root = root.double()
@@ -38,11 +56,12 @@ def test_products_are_those_of_the_root(root):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("structure", ["low rank", "dense"])
+@pytest.mark.parametrize("structure", list(ROOTS))
 def test_the_product_and_the_shifted_bias_come_together(structure):
     rows, bias, shift = torch.randn(N, D, requires_grad=True), torch.randn(N, requires_grad=True), torch.randn(D)
-    root = low_rank().double() if structure == "low rank" else DenseRoot(torch.eye(D) + 0.1)
-    factors = shifted_factors(root, shift) if structure == "low rank" else DenseFactors(root.matrix, shift)
+    root, kind = ROOTS[structure][0](), ROOTS[structure][1]
+    factors = shifted_factors(root, shift)
+    assert isinstance(factors, kind)
     plain, shifted = multiply_and_shift(rows, bias, factors)
     torch.testing.assert_close(plain, root.multiply(rows))
     torch.testing.assert_close(shifted, bias - rows @ shift)
@@ -54,11 +73,19 @@ def test_the_product_and_the_shifted_bias_come_together(structure):
     assert torch.autograd.gradgradcheck(both, (rows, bias))
 
 
-@pytest.mark.parametrize("structure", ["low rank", "dense"])
+@pytest.mark.parametrize("structure", list(ROOTS))
+def test_a_centred_product_is_that_of_the_root(structure):
+    root, rows, centre = ROOTS[structure][0](), torch.randn(N, D, requires_grad=True), torch.randn(D)
+    factors = shifted_factors(root, torch.randn(D))
+    torch.testing.assert_close(centred_product(rows, centre, factors), root.multiply(rows - centre))
+    assert torch.autograd.gradcheck(lambda rows: centred_product(rows, centre, factors).sin(), rows)
+
+
+@pytest.mark.parametrize("structure", list(ROOTS))
 def test_autocast_does_not_round_the_product(structure):
     rows, bias, shift = (torch.randn(*shape).float().requires_grad_() for shape in ((N, D), (N,), (D,)))
-    root = low_rank().float() if structure == "low rank" else DenseRoot(torch.eye(D).float() + 0.1)
-    factors = shifted_factors(root, shift) if structure == "low rank" else DenseFactors(root.matrix, shift)
+    root = ROOTS[structure][0]().float()
+    factors = shifted_factors(root, shift)
     expected = root.multiply(rows)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain, shifted = multiply_and_shift(rows, bias, factors)
@@ -86,6 +113,31 @@ def test_an_exchange_of_roots_leaves_one_and_enters_the_other(rank, fused):
     torch.testing.assert_close(exchange_gradient(rows, old, new, None, vector), plain @ new.dense())
     expected = (plain + torch.outer(column, vector)) @ new.dense()
     torch.testing.assert_close(exchange_gradient(rows, old, new, column, vector), expected)
+
+
+@pytest.mark.parametrize("before", list(ROOTS))
+@pytest.mark.parametrize("after", list(ROOTS))
+def test_an_exchange_with_a_multiple_of_the_identity(before, after):
+    old, new = ROOTS[before][0](), ROOTS[after][0]()
+    if after in {"a multiple of the identity, of low rank", "a multiple of the identity, dense"}:
+        new = multiple("low rank" if "low" in after else "dense", 1.9)
+    rows, column, vector = torch.randn(N, D), torch.randn(N), torch.randn(D)
+    moved, offset = exchange_value(rows.clone(), old, new, vector)
+    torch.testing.assert_close(moved @ new.dense(), rows @ old.dense())
+    torch.testing.assert_close(offset, rows @ old.dense() @ vector)
+    plain = rows @ torch.linalg.inv(old.dense())
+    torch.testing.assert_close(exchange_gradient(rows, old, new, None, vector), plain @ new.dense())
+    expected = (plain + torch.outer(column, vector)) @ new.dense()
+    torch.testing.assert_close(exchange_gradient(rows, old, new, column, vector), expected)
+
+
+def test_one_gain_of_another_size_is_no_multiple_of_the_identity():
+    shift = torch.zeros(D)
+    low, dense = multiple("low rank"), multiple("dense")
+    low.gains[1] *= 1.1
+    dense.matrix[2, 3] = dense.matrix[3, 2] = 0.1
+    assert isinstance(shifted_factors(low, shift), LowRankFactors)
+    assert isinstance(shifted_factors(dense, shift), DenseFactors)
 
 
 def test_groups_and_other_dtypes_take_the_general_way():

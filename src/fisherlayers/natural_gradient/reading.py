@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from fisherlayers.natural_gradient.coordinates import mixed
-from fisherlayers.natural_gradient.products import DenseFactors, Factors, multiply, multiply_and_shift, shifted_factors
+from fisherlayers.natural_gradient.products import (
+    Factors,
+    ScaledIdentity,
+    multiply,
+    multiply_and_shift,
+    shifted_factors,
+)
 from fisherlayers.natural_gradient.readers import original
 from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
@@ -118,7 +124,8 @@ class Reading:
         rows = fisher.layout.rows(weight)
         bias, factors = self._together(fisher, rows)
         if bias is None or factors is None:
-            product = multiply(fisher.root, rows.to(fisher.mean.dtype))
+            rows = rows.to(fisher.mean.dtype)
+            product = rows * factors.scale if isinstance(factors, ScaledIdentity) else multiply(fisher.root, rows)
             return fisher.layout.tensor(mixed(fisher.output, product), weight.shape).to(weight.dtype)
         product, shifted = multiply_and_shift(rows, bias, factors)
         plain = fisher.layout.tensor(mixed(fisher.output, product), weight.shape)
@@ -126,19 +133,20 @@ class Reading:
         self._latest = _Latest(_Seen.of(weight), _Seen.of(bias), weakref.ref(plain))
         return plain
 
-    def _together(self, fisher: "FisherWeight", rows: Tensor) -> tuple[Tensor | None, Factors | DenseFactors | None]:
-        # The one bias beside the weight, and the factors, if one product gives W and that bias.
+    def _together(self, fisher: "FisherWeight", rows: Tensor) -> tuple[Tensor | None, Factors | None]:
+        # The one bias beside the weight, if one product gives W and that bias; and the factors, if that makes sense.
         reader = fisher.readers[0]
         bias = None if reader.bias is None or reader.part is not None else original(reader.host, reader.bias)
         shift = cast("Tensor", fisher._buffers["shift"])
-        alike = bias is not None and rows.ndim == 2 and rows.dtype == shift.dtype == bias.dtype
-        if len(fisher.readers) > 1 or not alike or torch.compiler.is_compiling() or _transformed():
-            return None, None
         root = fisher.root
-        structured = isinstance(root, DenseRoot) or (isinstance(root, LowRankRoot) and rows.device.type == "cpu")
-        return (bias, self.factors(root, shift)) if structured else (None, None)
+        if rows.ndim != 2 or torch.compiler.is_compiling() or _transformed():
+            return None, None
+        if not (isinstance(root, DenseRoot) or (isinstance(root, LowRankRoot) and rows.device.type == "cpu")):
+            return None, None
+        alike = bias is not None and rows.dtype == shift.dtype == bias.dtype
+        return bias if alike and len(fisher.readers) == 1 else None, self.factors(root, shift)
 
-    def factors(self, root: Root, shift: Tensor) -> Factors | DenseFactors:
+    def factors(self, root: Root, shift: Tensor) -> Factors:
         """Return what products with a root and its shift are made of; they are kept while both stay as they are.
 
         Args:
@@ -148,9 +156,7 @@ class Reading:
         Returns:
             The factors.
         """
-        if isinstance(root, DenseRoot):
-            return DenseFactors(root.matrix, shift)
-        assert isinstance(root, LowRankRoot)
+        assert isinstance(root, DenseRoot | LowRankRoot)
         sources = (*cast("dict[str, Tensor]", root._buffers).values(), shift)
         # The versions count writes in place: by a refresh, or by load_state_dict.
         key = tuple([number for tensor in sources for number in (id(tensor), tensor._version)])
