@@ -194,7 +194,7 @@ class FisherWeight(nn.Module):
         """λ, relative to the mean eigenvalue: as it was set, or by the inputs that a step sees and by its kind."""
         if self.settings.damping is not None:
             return self.settings.damping
-        return automatic_damping(self._size, self.rows, orthogonal=self.orthogonal, centred=self.centred)
+        return automatic_damping(self._size, self.rows, orthogonal=self.orthogonal)
 
     @property
     def max_rows(self) -> int:

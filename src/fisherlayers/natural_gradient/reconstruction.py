@@ -67,8 +67,7 @@ def reconstruct(
         damping: Added to the covariance of inputs, relative to its mean eigenvalue; more than 0. ``"auto"`` is 3, and
             more for a layer that has more inputs than 1.6 times the rows (samples x positions) of a step: batches that
             small do not tell its small directions from noise (``automatic_damping`` in ``roots.py``). Under Muon, whose
-            steps are orthogonal, inputs are centred and not whitened again in mode ``"input"``; layers that cannot be
-            centred, for want of a bias, get 100 instead of 3.
+            steps are orthogonal, inputs are centred and not whitened again in mode ``"input"``.
         output_damping: The same for the covariance of the derivatives, in mode ``"kronecker"``; None for 3.
         trust_region: How much a step may change a layer's outputs, relative to its inputs (root mean squares); longer
             steps of any optimizer are shortened. None for no limit; ``"auto"`` is 0.03 in mode ``"kronecker"``.

@@ -14,32 +14,27 @@ __all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
 # Measured: see benchmarks/README.md.
 _MOST_POWER = 4.0  # times tr C
 _DAMPING = 3.0
-_ORTHOGONAL_DAMPING = 100.0
 _NOISE = 0.64
 
 
-def automatic_damping(size: int, rows: int, *, orthogonal: bool = False, centred: bool = True) -> float:
+def automatic_damping(size: int, rows: int, *, orthogonal: bool = False) -> float:
     """Return a damping that a batch can bear: more of it where few inputs tell about many directions.
 
     A covariance of D directions from N inputs is known to about D / N of its mean eigenvalue, and so noisy are the
     gradients of a step along them; below that whitening would amplify noise. A step that is made orthogonal is whitened
-    already, but for what it cannot see: an input's mean, through which it moves all outputs at once. Centring takes the
-    mean away, and nothing is left to do; where there is no bias to take it up, it is the largest direction of E[x xᵀ],
-    and that is to be shortened.
+    already: what it cannot see is the mean of the input, which centring takes away.
 
     Args:
         size: D.
         rows: N, the inputs in the batches of one step (samples x positions); 0 if that is not known.
         orthogonal: Whether the optimizer makes its steps orthogonal, as Muon does.
-        centred: Whether the input is centred.
 
     Returns:
         λ relative to the mean eigenvalue; infinity to leave all directions alike.
     """
-    if orthogonal and centred:
+    if orthogonal:
         return math.inf
-    least = _ORTHOGONAL_DAMPING if orthogonal else _DAMPING
-    return least * max(1.0, _NOISE * size / rows) if rows else least
+    return _DAMPING * max(1.0, _NOISE * size / rows) if rows else _DAMPING
 
 
 def input_coordinates(
