@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Figure, data_folder, read_results, write_results
-from benchmarks.image_contest import fisher_outcomes, score
+from benchmarks.image_outcomes import fisher_outcomes, score
 from benchmarks.image_peers import BagOfWords, resized
 from benchmarks.image_sets import LabelledSet, Split, cifar_10, fifteen_scenes, flowers_12, per_class, tiny_imagenet_20
 from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Figure, command_line, data_folder, write_results
-from benchmarks.image_contest import score, stage_columns
+from benchmarks.image_outcomes import score, stage_columns
 from benchmarks.image_peers import linear_scores
 from benchmarks.image_sets import Split, fifteen_scenes, held_out, per_class, tiny_imagenet_20
 from fisherlayers.demo.baselines import ConvNet

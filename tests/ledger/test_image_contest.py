@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from benchmarks import image_contest
-from benchmarks.image_contest import Outcome, class_mean_accuracy, fisher_outcomes, fused
 from benchmarks.image_hybrid import Rows, late_fusion, together
+from benchmarks.image_outcomes import Outcome, class_mean_accuracy, fisher_outcomes, fused
 from benchmarks.image_peers import BagOfWords, linear_scores, resized
 from benchmarks.image_sets import LabelledSet, Split, held_out, per_class
 
@@ -161,3 +161,19 @@ def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_s
     }
     assert written[-1]["details"]["kept from an earlier run"] == ["test accuracy, ConvNet"]
     assert contest(stripes(5), deep=50.0) == {"test accuracy, deep": 50.0}
+
+
+def test_hybrids_learn_from_the_encodings_of_the_network_and_of_what_is_pretrained():
+    (good, labels), (poor, _), (other, _) = rows_of(0.4, 0), rows_of(0.8, 1), rows_of(0.6, 2)
+    split = Split(np.zeros((60, 2, 2), np.uint8), labels)
+    contest = image_contest.Contest("stripes", LabelledSet("stripes", split, split, ("a", "b", "c")), {}, side=40)
+    outcomes = {
+        name: Outcome(class_mean_accuracy(rows.test.argmax(1), labels), 0.0, 0.0, rows=rows)
+        for name, rows in {"deep": poor, "linear probe": good, "maps": other}.items()
+    }
+    contest._hybrids(outcomes, ["linear probe"])
+    assert list(outcomes)[3:] == ["hybrid", "hybrid by late fusion"]
+    assert min(outcomes[name].accuracy for name in list(outcomes)[3:]) > outcomes["deep"].accuracy + 5
+    assert "'linear probe'" in contest.notes[-1]
+    contest._hybrids(outcomes, ["linear probe", "maps"])
+    assert outcomes["both of pretrained features, without the network"].accuracy > outcomes["maps"].accuracy
