@@ -30,27 +30,37 @@ __all__ = [
 ]
 
 
-def multiply(root: Root, rows: Tensor) -> Tensor:
+def multiply(root: Root, rows: Tensor, factors: "Factors | None" = None) -> Tensor:
     """Return ``root.multiply(rows)``, differentiable by the rows.
 
     Args:
         root: F^(-1/2).
         rows: (..., N, D).
+        factors: ``shifted_factors`` of the root, if they are at hand; the shift in them does not matter.
 
     Returns:
         (..., N, D).
     """
+    if isinstance(factors, ScaledIdentity):
+        return rows * factors.scale
+    if isinstance(factors, LowRankFactors) and fusible(root, rows):
+        return _product(rows, factors.bare, factors.weighted, factors.scale)
     if fusible(root, rows):
         return _product(rows, root.basis, root.basis * (root.gains - root.scale), root.scale.item())
     return root.multiply(rows)
 
 
 class LowRankFactors(NamedTuple):
-    """scale I + weighted basisᵀ, a symmetric matrix; (D, r) each, with minus the shift as a further last column."""
+    """scale I + weighted basisᵀ, a symmetric matrix; (D, r) each, with minus the shift as a further last column.
+
+    In ``bare`` that column is zero, so that weighted bareᵀ leaves the shift out. With all r + 1 = 32 columns a product
+    of a batch takes half the time that it takes with 31 of them.
+    """
 
     basis: Tensor
     weighted: Tensor
     scale: float
+    bare: Tensor
 
 
 class DenseFactors(NamedTuple):
@@ -89,7 +99,8 @@ def shifted_factors(root: LowRankRoot | DenseRoot, shift: Tensor) -> Factors:
         return DenseFactors(root.matrix, shift)
     column = -shift.unsqueeze(1)
     weighted = torch.cat([root.basis * (root.gains - root.scale), column], 1)
-    return LowRankFactors(torch.cat([root.basis, column], 1), weighted, root.scale.item())
+    bare = torch.cat([root.basis, torch.zeros_like(column)], 1)
+    return LowRankFactors(torch.cat([root.basis, column], 1), weighted, root.scale.item(), bare)
 
 
 def _multiple_of_identity(root: Root) -> float | None:
@@ -118,7 +129,7 @@ def multiply_and_shift(rows: Tensor, bias: Tensor, factors: Factors) -> tuple[Te
         return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
     node = _NODES[type(factors)]
     with _full_precision():
-        both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors)
+        both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors[:3])
     return both
 
 
@@ -137,8 +148,9 @@ def centred_product(rows: Tensor, centre: Tensor, factors: Factors) -> Tensor:
         return (rows - centre) * factors.scale
     if isinstance(factors, DenseFactors):
         return (rows - centre) @ factors.matrix
-    basis, weighted = factors.basis[:, :-1], factors.weighted[:, :-1]
-    result: Tensor = _CentredProduct.apply(rows, centre, basis, weighted, factors.scale)  # type: ignore[no-untyped-call]
+    result: Tensor = _CentredProduct.apply(  # type: ignore[no-untyped-call]
+        rows, centre, factors.bare, factors.weighted, factors.scale
+    )
     return result
 
 
@@ -320,7 +332,8 @@ class _ShiftedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
         with _full_precision():
-            products = torch.cat([gradient @ weighted[:, :-1], shifted.unsqueeze(1)], 1)
+            products = gradient @ weighted
+            products[:, -1] = shifted
             return (products @ basis.mT).add_(gradient, alpha=ctx.scale), shifted, None, None, None
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.products import (
     Factors,
-    ScaledIdentity,
     multiply,
     multiply_and_shift,
     shifted_factors,
@@ -124,8 +123,7 @@ class Reading:
         rows = fisher.layout.rows(weight)
         bias, factors = self._together(fisher, rows)
         if bias is None or factors is None:
-            rows = rows.to(fisher.mean.dtype)
-            product = rows * factors.scale if isinstance(factors, ScaledIdentity) else multiply(fisher.root, rows)
+            product = multiply(fisher.root, rows.to(fisher.mean.dtype), factors)
             return fisher.layout.tensor(mixed(fisher.output, product), weight.shape).to(weight.dtype)
         product, shifted = multiply_and_shift(rows, bias, factors)
         plain = fisher.layout.tensor(mixed(fisher.output, product), weight.shape)
