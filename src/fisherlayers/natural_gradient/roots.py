@@ -30,7 +30,7 @@ def automatic_damping(size: int, rows: int, *, orthogonal: bool = False) -> floa
         orthogonal: Whether the optimizer makes its steps orthogonal, as Muon does.
 
     Returns:
-        λ relative to the mean eigenvalue; infinity to leave all directions alike.
+        λ relative to the mean eigenvalue; infinity to leave all directions as they are.
     """
     if orthogonal:
         return math.inf
@@ -45,8 +45,8 @@ def input_coordinates(
     The root is c (C + λ I)^(-1/2) with C = Cov(x), λ relative to the mean eigenvalue of C, and c such that the whitened
     input S (x - μ) has the mean square of x: tr(S C S) = E|x|². So an optimizer that is tuned for the plain network
     finds inputs of the size that it is tuned for. Where an input hardly varies around a large mean, the mean moves by
-    more than the variance before the root can follow; so tr(S C S) is at most 4 tr C. With λ infinite all directions
-    are alike, S = c I.
+    more than the variance before the root can follow; so tr(S C S) is at most 4 tr C. With λ infinite S = I: the input
+    is centred, and steps keep their length.
 
     Args:
         second_moment: E[s sᵀ] of s = [x - origin; 1], (..., D + 1, D + 1).
@@ -67,10 +67,11 @@ def input_coordinates(
     rounding = 8 * torch.finfo(second_moment.dtype).eps
     if not bool((trace > size * rounding * _trace(power)).all()):
         return None
-    root: Root
+    found = (mean if centred else torch.zeros_like(mean)).to(origin.dtype)
     if math.isinf(damping):
-        root, whitened = _identity(previous), trace
-    elif isinstance(previous, LowRankRoot):
+        return Coordinates(_identity(previous), found)
+    root: Root
+    if isinstance(previous, LowRankRoot):
         basis = previous.basis.double()
         sketch = (power @ previous.basis).double()
         for sign, vector in terms:
@@ -92,7 +93,7 @@ def input_coordinates(
         whitened = ((matrix @ information) * matrix).sum((-2, -1))
     total = _trace(power).double() - centre.square().sum(-1) + mean.square().sum(-1)  # E|x|²
     c = (torch.minimum(total, _MOST_POWER * trace) / whitened).sqrt()
-    return Coordinates(_scaled(root, c, origin.dtype), (mean if centred else torch.zeros_like(mean)).to(origin.dtype))
+    return Coordinates(_scaled(root, c, origin.dtype), found)
 
 
 def _scaled(root: Root, c: Tensor, dtype: torch.dtype) -> Root:
