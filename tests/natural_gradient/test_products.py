@@ -41,6 +41,7 @@ ROOTS = {
     "dense": (lambda: DenseRoot(torch.eye(D) + 0.1), DenseFactors),
     "a multiple of the identity, of low rank": (lambda: multiple("low rank"), ScaledIdentity),
     "a multiple of the identity, dense": (lambda: multiple("dense"), ScaledIdentity),
+    "the identity": (lambda: multiple("low rank", 1.0), ScaledIdentity),
 }
 
 

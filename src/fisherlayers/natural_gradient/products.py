@@ -145,7 +145,7 @@ def centred_product(rows: Tensor, centre: Tensor, factors: Factors) -> Tensor:
         (N, D).
     """
     if isinstance(factors, ScaledIdentity):
-        return (rows - centre) * factors.scale
+        return rows - centre if factors.scale == 1 else (rows - centre) * factors.scale
     if isinstance(factors, DenseFactors):
         return (rows - centre) @ factors.matrix
     result: Tensor = _CentredProduct.apply(  # type: ignore[no-untyped-call]
