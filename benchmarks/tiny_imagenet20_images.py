@@ -27,9 +27,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+NOTES = (
+    "The third use of the test images, with the settings of the first: that gave 72.7 % deep and 73.0 shallow, the "
+    "second 73.8, 73.0, and 90.2 for the mean of the network's and the linear probe's log-probabilities.",
+    "The ConvNet's figures are of the first run: it trained for that run's 17.5 minutes.",
+)
+
+
 def contest(data: LabelledSet) -> Contest:
     """Return the contest on this data set."""
-    return Contest("tiny_imagenet20_images", data, SETTINGS, side=64, one_fit=True, maps=False)
+    return Contest("tiny_imagenet20_images", data, SETTINGS, side=64, one_fit=True, maps=False, notes=NOTES)
 
 
 if __name__ == "__main__":
