@@ -35,8 +35,9 @@ third of the steps, and is judged on the horizon on which it gets to the target 
 seconds than AdamW's: methods with dear steps get fewer of them. "never": fewer than half of the seeds arrive.
 
 The budgets are small (seconds to a minute a run): these are races of the first epochs, and who is ahead after long
-training is not measured here. On Fashion-MNIST, CIFAR-10 and the Penn Treebank reconstructed Muon ran again later, on
-the same core, after its roots had changed; on the autoencoder it has the former ones.
+training is not measured here. On Fashion-MNIST and CIFAR-10 reconstructed Muon ran again
+later, on the same core, after its roots had changed; on the autoencoder it has former ones. Shakespeare's first seed
+shared its core with another run, all methods alike.
 """
 
 
