@@ -5,13 +5,12 @@ import torch
 
 from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.natural_gradient.exchange import exchange_gradient, exchange_value
 from fisherlayers.natural_gradient.products import (
     DenseFactors,
     LowRankFactors,
     ScaledIdentity,
     centred_product,
-    exchange_gradient,
-    exchange_value,
     fusible,
     multiply,
     multiply_and_shift,

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fisherlayers.natural_gradient.products import exchange_gradient, exchange_value, multiply, solve
+from fisherlayers.natural_gradient.exchange import exchange_gradient, exchange_value
+from fisherlayers.natural_gradient.products import multiply, solve
 from fisherlayers.root import Root
 
 __all__ = [

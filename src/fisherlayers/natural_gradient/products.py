@@ -20,9 +20,8 @@ __all__ = [
     "LowRankFactors",
     "ScaledIdentity",
     "centred_product",
-    "exchange_gradient",
-    "exchange_value",
     "fusible",
+    "multiple_of_identity",
     "multiply",
     "multiply_and_shift",
     "shifted_factors",
@@ -92,7 +91,7 @@ def shifted_factors(root: LowRankRoot | DenseRoot, shift: Tensor) -> Factors:
         The factors of the root, those of low rank widened by the shift. A multiple of the identity is recognised on the
         CPU; on an accelerator looking would wait for the device.
     """
-    scale = _multiple_of_identity(root) if shift.device.type == "cpu" else None
+    scale = multiple_of_identity(root) if shift.device.type == "cpu" else None
     if scale is not None:
         return ScaledIdentity(scale, shift)
     if isinstance(root, DenseRoot):
@@ -103,7 +102,15 @@ def shifted_factors(root: LowRankRoot | DenseRoot, shift: Tensor) -> Factors:
     return LowRankFactors(torch.cat([root.basis, column], 1), weighted, root.scale.item(), bare)
 
 
-def _multiple_of_identity(root: Root) -> float | None:
+def multiple_of_identity(root: Root) -> float | None:
+    """Return c of a root c I, in whatever structure it is held.
+
+    Args:
+        root: F^(-1/2), on the CPU.
+
+    Returns:
+        c, or None if the root is no multiple of the identity or has leading dimensions.
+    """
     if isinstance(root, LowRankRoot) and root.scale.ndim == 0 and bool((root.gains == root.scale).all()):
         return root.scale.item()
     if isinstance(root, DenseRoot) and root.matrix.ndim == 2:
@@ -168,83 +175,6 @@ def solve(root: Root, rows: Tensor) -> Tensor:
         scale = 1 / root.scale
         return _product(rows, root.basis, root.basis * (1 / root.gains - scale), scale.item())
     return root.solve(rows)
-
-
-def exchange_value(rows: Tensor, old: Root, new: Root, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows S_old S_new^(-1) and rows S_old · vector.
-
-    Args:
-        rows: (..., N, D).
-        old: S_old.
-        new: S_new.
-        vector: (..., D).
-
-    Returns:
-        (..., N, D) and (..., N).
-    """
-    ratio = _ratio(old, new, rows)
-    if ratio is not None:
-        return rows * (ratio.old / ratio.new), (rows @ vector) * ratio.old
-    if not (fusible(old, rows) and fusible(new, rows)):
-        plain = multiply(old, rows)
-        return solve(new, plain), (plain @ vector.unsqueeze(-1)).squeeze(-1)
-    left, right, scale = _composed(old.basis, old.gains, old.scale, new.basis, 1 / new.gains, 1 / new.scale)
-    products = rows @ torch.cat([left, old.multiply(vector.unsqueeze(0)).mT], 1)
-    return (products[:, :-1] @ right).add_(rows, alpha=scale), products[:, -1].clone()
-
-
-def exchange_gradient(rows: Tensor, old: Root, new: Root, column: Tensor | None, vector: Tensor) -> Tensor:
-    """Return (rows S_old^(-1) + column vectorᵀ) S_new.
-
-    Args:
-        rows: (..., N, D).
-        old: S_old.
-        new: S_new.
-        column: (..., N), or None for zeros.
-        vector: (..., D).
-
-    Returns:
-        (..., N, D).
-    """
-    ratio = _ratio(old, new, rows)
-    if ratio is not None:
-        moved = rows * (ratio.new / ratio.old)
-        return moved if column is None else moved.addr_(column, vector, alpha=ratio.new)
-    if not (fusible(old, rows) and fusible(new, rows)):
-        plain = solve(old, rows)
-        if column is not None:
-            plain = torch.addcmul(plain, column.unsqueeze(-1), vector.unsqueeze(-2))
-        return multiply(new, plain)
-    left, right, scale = _composed(old.basis, 1 / old.gains, 1 / old.scale, new.basis, new.gains, new.scale)
-    products = rows @ left
-    if column is not None:
-        products = torch.cat([products, column.unsqueeze(1)], 1)
-        right = torch.cat([right, new.multiply(vector.unsqueeze(0))])
-    return (products @ right).add_(rows, alpha=scale)
-
-
-class _Ratio(NamedTuple):
-    """Both roots of an exchange, as multiples of the identity."""
-
-    old: float
-    new: float
-
-
-def _ratio(old: Root, new: Root, rows: Tensor) -> _Ratio | None:
-    if rows.ndim != 2 or rows.device.type != "cpu":
-        return None
-    before, after = _multiple_of_identity(old), _multiple_of_identity(new)
-    return None if before is None or after is None else _Ratio(before, after)
-
-
-def _composed(
-    first: Tensor, gains: Tensor, scale: Tensor, second: Tensor, more_gains: Tensor, more_scale: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    # left right + scale I, the product of U diag(gains - scale) Uᵀ + scale I and the same of the second basis.
-    one, other = (gains - scale).unsqueeze(1), (more_gains - more_scale).unsqueeze(1)
-    ending = other * second.mT
-    right = torch.cat([one * (more_scale * first.mT + (first.mT @ second) @ ending), scale * ending])
-    return torch.cat([first, second], 1), right, (scale * more_scale).item()
 
 
 def fusible(root: Root, rows: Tensor) -> TypeGuard[LowRankRoot]:
