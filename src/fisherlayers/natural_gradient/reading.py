@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlayers.natural_gradient.coordinates import mixed
-from fisherlayers.natural_gradient.products import (
-    Factors,
-    multiply,
-    multiply_and_shift,
-    shifted_factors,
-)
+from fisherlayers.natural_gradient.products import Factors, multiply, multiply_and_shift, shifted_factors
 from fisherlayers.natural_gradient.readers import original
 from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
