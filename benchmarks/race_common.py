@@ -9,13 +9,13 @@ over the run. A run that has taken the seconds of AdamW's run of the same seed b
 schedule with it: methods with dear steps take fewer (in the search, where half of the seconds would be too few for
 them, 1.5 times as many).
 
-Target: the validation loss with which AdamW's full run of the same seed ends. Steps and seconds until an evaluation is
-as low, over AdamW's own, median over the seeds; a method is judged on the horizon on which it arrives soonest. Seeds
-that never arrive are counted; where most do not, the ratio is null. Figures named "training loss" take that instead.
-"Ours" and "best peer" are each the best of their side, found on the same runs; "steps over best peer" is for the base
-optimizer of our soonest, or where no rival of that base arrives, the worst of the others. Seconds are CPU seconds of
-training steps on one thread, contenders in turn, evaluation excluded; a step's preconditioner updates count where they
-happen.
+Target: the validation loss with which AdamW's full run of the same seed ends. Steps and seconds until an evaluation (a
+full run has 48) is as low, over AdamW's own, median over the seeds; a method is judged on the horizon on which it
+arrives soonest. Seeds that never arrive are counted; where most do not, the ratio is null. Figures named "training
+loss" take that instead. "Ours" and "best peer" are each the best of their side, found on the same runs; "steps over
+best peer" is for the base optimizer of our soonest, or where no rival of that base arrives, the worst of the others.
+Seconds are CPU seconds of training steps on one thread, contenders in turn, evaluation excluded; a step's
+preconditioner updates count where they happen.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from fisherlayers.race.verdict import Measure, Standing, best, standings
 OURS = ("SGD", "AdamW", "Muon")
 PEERS = ("SGD", "AdamW", "Muon", "SOAP", "Shampoo", "PSGD-Kron", "K-FAC")
 MEASURES: dict[str, Measure] = {"": "validation_loss", ", training loss": "train_loss"}
-BUDGET: dict[str, Any] = {"trial_share": 0.5, "evaluations": 16}
+BUDGET: dict[str, Any] = {"trial_share": 0.5, "evaluations": 48, "trial_evaluations": 16}
 FLOOR = 1e-2
 """Losses below this, in nats, are no further progress."""
 

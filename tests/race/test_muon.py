@@ -5,7 +5,7 @@ from torch import nn
 from fisherlayers.race import Muon, orthogonalize
 
 
-@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16), (40, 6), (6, 40)])
 def test_orthogonalize_keeps_the_singular_vectors_and_evens_the_values(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape, dtype=torch.float64)
@@ -24,8 +24,43 @@ def test_orthogonalize_follows_the_polynomial_on_a_diagonal_matrix():
     torch.testing.assert_close(orthogonalize(torch.diag(5 * values)), torch.diag(expected))
 
 
-def test_orthogonalize_of_zero_is_zero():
-    assert orthogonalize(torch.zeros(3, 4)).abs().max() == 0
+def definition(matrix, iterations=5):
+    x = matrix / matrix.norm()
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(30, 7), (7, 30), (9, 5)])
+def test_orthogonalize_iterates_as_defined_whatever_the_shape(shape, iterations):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(orthogonalize(matrix, iterations=iterations), definition(matrix, iterations))
+
+
+@pytest.mark.parametrize("shape", [(400, 24), (24, 400), (40, 24)])
+def test_float32_is_enough_for_singular_values_over_four_decades(shape):
+    torch.manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = u @ torch.diag(torch.logspace(0, -4, 24, dtype=torch.float64)) @ vh
+    found, expected = orthogonalize(matrix.float()).double(), definition(matrix)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_square_the_condition_of_long_matrices(dtype):
+    torch.manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(200, 8), full_matrices=False)
+    matrix = (u @ torch.diag(torch.logspace(0, -2, 8)) @ vh).to(dtype)
+    values = torch.linalg.svdvals(orthogonalize(matrix).float())
+    assert values.max() < 1.35
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 9)])
+def test_orthogonalize_of_zero_is_zero(shape):
+    assert orthogonalize(torch.zeros(shape)).abs().max() == 0
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")

@@ -41,7 +41,7 @@ def multiply(root: Root, rows: Tensor, factors: "Factors | None" = None) -> Tens
         (..., N, D).
     """
     if isinstance(factors, ScaledIdentity):
-        return rows * factors.scale
+        return _scaled(rows, factors.scale)
     if isinstance(factors, LowRankFactors) and fusible(root, rows):
         return _product(rows, factors.bare, factors.weighted, factors.scale)
     if fusible(root, rows):
@@ -134,10 +134,17 @@ def multiply_and_shift(rows: Tensor, bias: Tensor, factors: Factors) -> tuple[Te
     if isinstance(factors, DenseFactors) and not torch.is_autocast_enabled(rows.device.type):
         # A node written in Python takes longer than the one addition that it saves.
         return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
-    node = _NODES[type(factors)]
+    if isinstance(factors, ScaledIdentity):
+        with _full_precision():
+            return _scaled(rows, factors.scale), torch.addmv(bias, rows, factors.shift, alpha=-1)
+    node: Any = _ShiftedDenseProduct if isinstance(factors, DenseFactors) else _ShiftedProduct
     with _full_precision():
         both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors[:3])
     return both
+
+
+def _scaled(rows: Tensor, scale: float) -> Tensor:
+    return rows.view_as(rows) if scale == 1 else rows * scale
 
 
 def centred_product(rows: Tensor, centre: Tensor, factors: Factors) -> Tensor:
@@ -280,26 +287,3 @@ class _ShiftedDenseProduct(torch.autograd.Function):
         matrix, shift = ctx.saved_tensors
         with _full_precision():
             return torch.addr(gradient @ matrix, shifted, shift, alpha=-1), shifted, None, None
-
-
-class _ShiftedMultiple(torch.autograd.Function):
-    """scale rows, and bias - rows · shift."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, bias: Tensor, scale: float, shift: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(shift)
-        ctx.scale = scale
-        return rows * scale, torch.addmv(bias, rows, shift, alpha=-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (shift,) = ctx.saved_tensors
-        with _full_precision():
-            return torch.addr(gradient, shifted, shift, beta=ctx.scale, alpha=-1), shifted, None, None
-
-
-_NODES: dict[type[Factors], Any] = {
-    LowRankFactors: _ShiftedProduct,
-    DenseFactors: _ShiftedDenseProduct,
-    ScaledIdentity: _ShiftedMultiple,
-}

@@ -34,7 +34,8 @@ class Plan:
         seeds: of the raced runs.
         tuning_seed: of the trials; apart from `seeds`.
         horizons: shares of the full run that are raced; the first is 1.
-        evaluations: of a full run; shorter ones have as many steps between them.
+        evaluations: of a full raced run; shorter ones have as many steps between them.
+        trial_evaluations: the same of a trial, which only chooses.
         most_seconds: of a raced run, over the reference's of the same seed and share.
         most_trial_seconds: the same of a trial.
         schedule: of the learning rate.
@@ -48,6 +49,7 @@ class Plan:
     tuning_seed: int = 1000
     horizons: tuple[float, ...] = (1.0, 1 / 3)
     evaluations: int = 20
+    trial_evaluations: int = 20
     most_seconds: float = 1.0
     most_trial_seconds: float = 1.5
     schedule: str = "linear"
@@ -142,12 +144,14 @@ class Organizer:
         for seed in plan.seeds:
             for share in plan.horizons:
                 # The reference goes first: its seconds, on the machine as it is now, are what the others have.
-                first = self._run(reference, searches[reference.name].learning_rate, seed, share, None)
+                first = self._run(
+                    reference, searches[reference.name].learning_rate, seed, share, None, plan.evaluations
+                )
                 limit = plan.most_seconds * first.final.seconds
                 runs[share] += [
                     first
                     if name == reference.name
-                    else self._run(named[name], searches[name].learning_rate, seed, share, limit)
+                    else self._run(named[name], searches[name].learning_rate, seed, share, limit, plan.evaluations)
                     for name in able
                 ]
         task = self.task
@@ -169,16 +173,17 @@ class Organizer:
         plan = self.plan
         limits = method.optimizer.search_range(self.task.loss_scale)
         rates = draw_learning_rates(*limits, trials=plan.trials, seed=plan.tuning_seed)
-        return [self._run(method, rate, plan.tuning_seed, plan.trial_share, limit) for rate in rates]
+        evaluations = plan.trial_evaluations
+        return [self._run(method, rate, plan.tuning_seed, plan.trial_share, limit, evaluations) for rate in rates]
 
-    def _run(self, method: Method, rate: float, seed: int, share: float, limit: float | None) -> Run:
+    def _run(self, method: Method, rate: float, seed: int, share: float, limit: float | None, evaluations: int) -> Run:
         """Return the run of a share of the full length, which takes at most `limit` seconds."""
         steps = max(1, round(share * self.plan.steps))
         shared: dict[str, Any] = {
             "seed": seed,
             "steps": steps,
             "schedule": self.plan.schedule,
-            "evaluate_every": max(1, round(self.plan.steps / self.plan.evaluations)),
+            "evaluate_every": max(1, round(self.plan.steps / evaluations)),
             "most_seconds": limit,
         }
         key = {

@@ -101,7 +101,7 @@ BASES: dict[str, Base] = {
     "Muon": Base(
         _muon,
         3e-3,
-        (3e-4, 1e-1),
+        (1e-3, 3e-1),
         "momentum 0.95, float32 Newton-Schulz, step size on AdamW's scale; AdamW for vectors and embeddings; "
         "no weight decay",
     ),
