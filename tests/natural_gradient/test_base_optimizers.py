@@ -166,6 +166,52 @@ def test_a_layer_without_bias_stays_plain_under_orthogonal_steps():
     torch.testing.assert_close(model[0].weight, plain[0].weight)
 
 
+def centred_by_muon(*means, rows=600, bias=True):
+    """The layer, and the sample means of batches that were trained on one after the other."""
+    torch.manual_seed(0)
+    layer = reconstruct(torch.nn.Linear(4, 3, bias=bias), statistics_every=1, refresh_every=1, decay=0.5)
+    optimizer = Muon(layer.parameters(), lr=1e-3)
+    batches = [mean + torch.randn(rows, 4) for mean in means]
+    for batch in batches:
+        train(layer, optimizer, batch, torch.zeros(rows, dtype=torch.long), 1)
+    return layer, batches
+
+
+def test_a_mean_alone_is_followed_by_fewer_rows_and_no_more_slowly():
+    layer, batches = centred_by_muon(0.0, 5.0)
+    (fisher,) = layer.parametrizations.weight
+    assert fisher.rows == 256
+    first, second = batches
+    # The first batch, all of it, weighs as much as 256 rows; the decay halves that.
+    expected = (0.5 * first.mean(0) + second.mean(0)) / 1.5
+    torch.testing.assert_close(fisher.mean, expected, atol=0.2, rtol=0)
+    torch.testing.assert_close(layer.weight.detach(), layer.parametrizations.weight.original.detach())
+
+
+def test_a_layer_that_stays_plain_is_hardly_looked_at():
+    layer, _ = centred_by_muon(0.0, 5.0, 5.0, bias=False)
+    assert layer.parametrizations.weight[0].rows == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_another_optimizer_after_muon_whitens(bias):
+    layer, batches = centred_by_muon(3.0, 3.0, bias=bias)
+    (fisher,) = layer.parametrizations.weight
+    assert torch.equal(fisher.root.dense(), torch.eye(4))
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    targets = torch.zeros(600, dtype=torch.long)
+    skewed = batches[0] * torch.tensor([1.0, 2.0, 4.0, 8.0])
+    for _ in range(12):
+        train(layer, optimizer, skewed, targets, 1)
+    torch.testing.assert_close(layer.weight.detach(), before)
+    centred = skewed - skewed.mean(0) if bias else skewed
+    values, vectors = torch.linalg.eigh(centred.mT @ centred / 600)
+    gains = ((vectors.mT @ fisher.root.dense() @ vectors).diagonal()).square()
+    expected = 1 / (values + 3 * values.mean())
+    torch.testing.assert_close(gains / gains[0], expected / expected[0], atol=0, rtol=0.05)
+
+
 @pytest.mark.parametrize("options", [{"mode": "kronecker"}, {"mode": "unit", "activations": {"*": "relu"}}])
 def test_other_modes_do_not_ask_for_the_optimizer(options):
     inputs, targets = vectors()

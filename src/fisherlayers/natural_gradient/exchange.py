@@ -52,8 +52,8 @@ def exchange_gradient(rows: Tensor, old: Root, new: Root, column: Tensor | None,
     """
     ratio = _ratio(old, new, rows)
     if ratio is not None:
-        moved = rows * (ratio.new / ratio.old)
-        return moved if column is None else moved.addr_(column, vector, alpha=ratio.new)
+        factor = ratio.new / ratio.old
+        return rows * factor if column is None else torch.addr(rows, column, vector, beta=factor, alpha=ratio.new)
     if not (fusible(old, rows) and fusible(new, rows)):
         plain = solve(old, rows)
         if column is not None:

@@ -1,5 +1,6 @@
 """A weight's local Fisher layer: the parametrization of the weight, and its state."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -23,6 +24,7 @@ __all__ = ["FisherWeight", "Settings", "fisher_of", "fisher_weights"]
 # Measured: see benchmarks/README.md.
 _ROWS_A_DIRECTION = 2
 _ENOUGH_ROWS = 1024
+_ENOUGH_FOR_A_MEAN = 256
 
 
 class Settings(NamedTuple):
@@ -198,7 +200,12 @@ class FisherWeight(nn.Module):
 
     @property
     def max_rows(self) -> int:
-        """How many inputs of a batch enter the statistics: some for each direction, within the settings' limit."""
+        """How many inputs of a batch enter the statistics, within the settings' limit.
+
+        Some for each direction; fewer where only the mean is used, and one where nothing is.
+        """
+        if math.isinf(self.damping):
+            return min(self.settings.max_rows, _ENOUGH_FOR_A_MEAN if self.centred else 1)
         return min(self.settings.max_rows, max(_ENOUGH_ROWS, _ROWS_A_DIRECTION * self._size))
 
     @property
@@ -210,6 +217,17 @@ class FisherWeight(nn.Module):
         """Whether the mean may move: all products with it have a bias added that is trained."""
         biases, observed = self.biases(), [reader for reader in self.readers if reader.observed]
         return len(biases) == len(observed) and all(bias.parameter.requires_grad for bias in biases)
+
+    def adapt(self, *, orthogonal: bool) -> None:
+        """Follow the kind of the optimizer's steps.
+
+        Args:
+            orthogonal: Whether they are made orthogonal. When that changes, so does ``max_rows``; what was seen before
+                weighs no more than one batch of those to come.
+        """
+        if self.adapts and orthogonal != self.orthogonal:
+            self.orthogonal = orthogonal
+            self.information.count.clamp_(max=self.max_rows)
 
     @property
     def statistics_due(self) -> bool:

@@ -110,8 +110,8 @@ def _adapt(fishers: Iterable[FisherWeight], optimizer: Optimizer) -> None:
         id(p): orthogonal and group.get("use_muon", True) for group in optimizer.param_groups for p in group["params"]
     }
     for fisher in fishers:
-        if fisher.adapts and id(fisher.weight) in held:
-            fisher.orthogonal = held[id(fisher.weight)]
+        if id(fisher.weight) in held:
+            fisher.adapt(orthogonal=held[id(fisher.weight)])
 
 
 def _observed(layer: nn.Module, observation: _Observation) -> dict[str, FisherWeight]:
