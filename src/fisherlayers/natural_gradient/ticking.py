@@ -31,6 +31,7 @@ __all__ = ["refresh_weights", "unwatch", "watch"]
 
 _fishers: Registry[FisherWeight] = Registry()  # by W'
 _watched: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()
+_limited: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()  # with a trust region
 _biases: Registry[FisherBias] = Registry()  # by d
 
 _OBSERVATION = "_observation_of_inputs"
@@ -124,6 +125,8 @@ def _remember(fisher: FisherWeight) -> None:
     if _fishers.get(weight) is fisher:
         return
     _watched.add(fisher)
+    if fisher.region is not None:
+        _limited.add(fisher)
     _fishers.put(weight, fisher)
     for bias in _biases_of(fisher):
         _biases.put(bias.parameter, bias)
@@ -156,7 +159,6 @@ def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
-    find_processes(fishers.values())
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
@@ -164,6 +166,7 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
             due[name] = fisher
     if not due:
         return
+    find_processes(fishers.values())
     max_rows = max(fisher.max_rows for fisher in due.values())
     with torch.no_grad():
         rows = rule.input_rows(layer, call._replace(max_rows=max_rows))
@@ -215,10 +218,13 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with_closure = len(args) > 1 or bool(kwargs)
+    if not (with_closure or _limited):
+        return
     fishers = _stepped(optimizer)
     limit_steps(fishers)
     # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
-    if len(args) > 1 or kwargs:
+    if with_closure:
         _absorb(fishers)
 
 
