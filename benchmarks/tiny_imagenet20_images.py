@@ -1,10 +1,10 @@
 """Tiny-ImageNet-20: Deep Fisher Network, shallow Fisher vector and their peers.
 
-Settings are those that were chosen for CIFAR-10, on its held-out training images. The test images were scored twice,
-the second time for the hybrid, which the first run did not reach: the mean of the log-probabilities of the deep network
-and of the linear probe. The command learns its hybrids since, as 15-Scenes and Flowers-12 do (one SVM on the encodings
-of the network and the features of the probe, and late fusion with learned weights beside it); the result file is older.
-The shallow Fisher vector is the fitted deep network without its second layer.
+Settings are those that were chosen for CIFAR-10, on its held-out training images. The test images were scored three
+times with them, the second and third time for the hybrids: first the mean of two log-probabilities (90.2 %), then, as
+on 15-Scenes and Flowers-12 and after a look at held-out training images, one SVM on the encodings of the network and
+the features of the probe, and late fusion with learned weights beside it. The shallow Fisher vector is the fitted deep
+network without its second layer.
 """
 
 from typing import Any
