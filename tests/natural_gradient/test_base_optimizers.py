@@ -188,6 +188,18 @@ def test_a_mean_alone_is_followed_by_fewer_rows_and_no_more_slowly():
     torch.testing.assert_close(layer.weight.detach(), layer.parametrizations.weight.original.detach())
 
 
+def test_a_restart_looks_at_as_few_rows():
+    layer, batches = centred_by_muon(0.0, 5.0)
+    fresh = reconstruct(torch.nn.Linear(4, 3), statistics_every=1, refresh_every=1, decay=0.5)
+    fresh.load_state_dict(layer.state_dict())
+    targets = torch.zeros(600, dtype=torch.long)
+    for each in (layer, fresh):
+        train(each, Muon(each.parameters(), lr=1e-3), batches[0], targets, 1)
+    (fisher,), (restarted,) = layer.parametrizations.weight, fresh.parametrizations.weight
+    assert restarted.rows == 256
+    torch.testing.assert_close(restarted.mean, fisher.mean, atol=0, rtol=0)
+
+
 def test_a_layer_that_stays_plain_is_hardly_looked_at():
     layer, _ = centred_by_muon(0.0, 5.0, 5.0, bias=False)
     assert layer.parametrizations.weight[0].rows == 1

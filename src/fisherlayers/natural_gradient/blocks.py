@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from fisherlayers.information import DenseInformation
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.layout import Layout
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 from fisherlayers.root import BlockRoot, DenseRoot, Root, blocks_of
@@ -40,11 +41,6 @@ class BlockWeight(FisherWeight):
         width = math.ceil(size / blocks)
         information = DenseInformation(width + 1, decay=self.settings.decay, batch_shape=(blocks,), **like)
         return information, BlockRoot(torch.eye(width, **like).repeat(blocks, 1, 1), size)
-
-    @property
-    @override
-    def _size(self) -> int:
-        return self.origin.shape[-1]
 
     @override
     def _arranged(self, rows: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from typing_extensions import override
 from fisherlayers.information import DenseInformation
 from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, moments, total
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 from fisherlayers.natural_gradient.rules.rule import ProductRule

@@ -11,8 +11,9 @@ from fisherlayers.natural_gradient.activations import Activation, activation_aft
 from fisherlayers.natural_gradient.attachment import Make
 from fisherlayers.natural_gradient.blocks import BlockWeight
 from fisherlayers.natural_gradient.diagonal import DiagonalWeight
+from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.places import place_of
 from fisherlayers.natural_gradient.rules.rule import ProductRule, Rule, Weight
 from fisherlayers.natural_gradient.selection import Choice

@@ -8,8 +8,9 @@ from torch.optim import Optimizer
 
 from fisherlayers.natural_gradient.attachment import Make, attach, detach
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
+from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.modes import Mode, Rank, activations_of, maker, trust_of
-from fisherlayers.natural_gradient.parametrization import Settings, fisher_weights
+from fisherlayers.natural_gradient.parametrization import fisher_weights
 from fisherlayers.natural_gradient.places import holders, is_host, place_of
 from fisherlayers.natural_gradient.roots import plain_coordinates
 from fisherlayers.natural_gradient.rules.rule import Weight, rule_of

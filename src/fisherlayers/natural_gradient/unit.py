@@ -16,9 +16,10 @@ from typing_extensions import override
 from fisherlayers.inverse_root import inverse_square_root
 from fisherlayers.natural_gradient.activations import Activation
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
-from fisherlayers.natural_gradient.parametrization import FisherWeight, Settings
+from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 from fisherlayers.root import DenseRoot, DiagonalRoot
