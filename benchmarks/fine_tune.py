@@ -42,12 +42,12 @@ COPIES = 8
 Labelled = tuple[np.ndarray, np.ndarray]
 
 
-def split(images: np.ndarray, labels: np.ndarray, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of `each` training images a class and of 100 others a class."""
+def split(labels: np.ndarray, each: int, seed: int, *, held_out: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of `each` training images a class and of `held_out` others a class."""
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     train = np.concatenate([places[:each] for places in order])
-    return rng.permutation(train), np.concatenate([places[each : each + 100] for places in order])
+    return rng.permutation(train), np.concatenate([places[each : each + held_out] for places in order])
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -148,7 +148,7 @@ def main() -> None:
     fit_seconds, before, copies = [], [], []
     runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for seed in seeds:
-        places = split(data.train_images, data.train_labels, arguments.each, seed)
+        places = split(data.train_labels, arguments.each, seed)
         train, validation = ((data.train_images[p], data.train_labels[p]) for p in places)
         parts.append((train, validation))
         started = time.process_time()
