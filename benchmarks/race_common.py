@@ -140,7 +140,7 @@ def _arrivals(contest: Contest, table: dict[str, Standing], suffix: str) -> list
     ]
     by_base = {base: _same_base(table, base) for base in OURS if f"{base} reconstructed" in table}
     by_base = {base: value for base, value in by_base.items() if value > 0}  # where a rival arrives
-    headline = by_base.get(first.method.removesuffix(" reconstructed"), max(by_base.values()))
+    headline = by_base.get(first.method.removesuffix(" reconstructed"), max(by_base.values(), default=math.inf))
     found.append(_ratio(f"steps over best peer{suffix}", headline, (), seeds))
     found += [_ratio(f"steps over best peer, {base}{suffix}", value, (), seeds) for base, value in by_base.items()]
     for entry in table.values():
@@ -153,10 +153,10 @@ def _arrivals(contest: Contest, table: dict[str, Standing], suffix: str) -> list
 
 
 def _same_base(table: dict[str, Standing], base: str) -> float:
-    """Return the reconstructed base's steps over those of the best peer of the same base; 0 where none arrives."""
+    """Return the reconstructed base's steps over those of the best peer of the same base; 0 where no peer arrives."""
     rivals = [table[name].steps_ratio for name in PEERS if name in table and base in {name, CONTENDERS[name].builds_on}]
-    own = table[f"{base} reconstructed"].steps_ratio
-    return math.inf if math.isinf(own) else own / min(rivals)
+    best_rival = min(rivals)
+    return 0.0 if math.isinf(best_rival) else table[f"{base} reconstructed"].steps_ratio / best_rival
 
 
 def _ratio(name: str, value: float, values: Sequence[float], seeds: Sequence[int]) -> Figure:

@@ -59,10 +59,46 @@ def test_figures_compare_the_best_of_both_sides(contest):
     # SOAP arrives at step 2, after 4 seconds, as AdamW; so AdamW sets the best seconds, and SOAP the fewest steps.
     assert found["seconds over best peer"] == 1 / 4
     assert found["steps over best peer"] == found["steps over best peer, AdamW"] == 1 / 2
-    assert found["steps over best peer, SGD"] is None
+    assert "steps over best peer, SGD" not in found  # neither side arrives: nothing to compare
     assert (found["arrived, SGD reconstructed"], found["arrived, SOAP"]) == (0, 3)
     assert found["seconds over AdamW, SGD reconstructed"] is None
     assert found["validation margin"] == pytest.approx(94.1 - 92.1 + 0.2)
+
+
+def test_where_only_the_peer_arrives_its_base_is_null(contest, monkeypatch):
+    monkeypatch.setitem(LOSSES, "SGD", [9, 8, 6, 5, 4])
+    races = {
+        share: replace(race, runs=tuple(run(each.method, each.seed, len(each.points) - 1) for each in race.runs))
+        for share, race in contest.races.items()
+    }
+    found = {figure.name: figure.value for figure in figures(replace(contest, races=races))}
+    assert found["steps over best peer, SGD"] is None
+    assert found["steps over best peer"] == found["steps over best peer, AdamW"] == 1 / 2
+
+
+def test_where_the_rival_of_our_soonest_never_arrives_the_other_bases_count(contest):
+    soonest = {"SGD reconstructed": [9, 3, 3, 3, 3]}
+    races = {
+        share: replace(
+            race,
+            runs=tuple(
+                replace(
+                    each,
+                    points=tuple(
+                        replace(point, train_loss=loss, validation_loss=loss)
+                        for point, loss in zip(each.points, soonest[each.method], strict=False)
+                    ),
+                )
+                if each.method in soonest
+                else each
+                for each in race.runs
+            ),
+        )
+        for share, race in contest.races.items()
+    }
+    found = {figure.name: figure.value for figure in figures(replace(contest, races=races))}
+    assert found["seconds over AdamW"] == found["seconds over AdamW, SGD reconstructed"]
+    assert found["steps over best peer"] == found["steps over best peer, AdamW"] == 1 / 2
 
 
 def test_a_side_that_never_arrives_is_null(contest):
