@@ -4,7 +4,8 @@ For each race and each of SGD, AdamW and Muon: the learning rate that the race's
 the races come first), the same initial weights and batches, the same number of steps, the rate falling linearly to
 zero. A pair is *stable* where the reconstructed run's training loss is finite, is never above the initial one, or the
 plain run's highest, by more than a half, and ends no higher than twice the plain run's; it is *ahead* where its
-validation loss ends below the plain run's. Steps count here, not seconds. What is told of Muon on an LSTM or an MLP is told of its AdamW part as well.
+validation loss ends below the plain run's. Steps count here, not seconds. What is told of Muon on an LSTM or an MLP is
+told of its AdamW part as well.
 Run: python -m benchmarks.learning_rate_transfer --journal FILE
 """
 
