@@ -159,6 +159,7 @@ def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
+    find_processes(fishers.values())  # also where nothing is due: other processes may differ, and are to agree
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
@@ -166,7 +167,6 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
             due[name] = fisher
     if not due:
         return
-    find_processes(fishers.values())
     max_rows = max(fisher.max_rows for fisher in due.values())
     with torch.no_grad():
         rows = rule.input_rows(layer, call._replace(max_rows=max_rows))
