@@ -62,6 +62,28 @@ def test_a_step_is_the_damped_solve():
     torch.testing.assert_close(after, before - 0.3 * torch.linalg.solve(damped, gradient))
 
 
+@pytest.mark.parametrize("form", ["dense", "samples"])
+def test_a_clipped_step_diverges_by_the_limit(form):
+    model, inputs, targets = small(), torch.randn(10, 4), torch.randint(0, 3, (10,))
+    free, clipped = copy.deepcopy(model), copy.deepcopy(model)
+    information = fisher_by_labels(model, inputs)
+    damped = information + 0.1 * information.trace() / len(information) * torch.eye(len(information))
+
+    def step(network, **options):
+        optimizer = ExactNaturalGradient(network, lr=0.5, damping=0.1, form=form, **options)
+        optimizer.observe(inputs)
+        functional.cross_entropy(network(inputs), targets).backward()
+        before = nn.utils.parameters_to_vector(network.parameters()).detach()
+        optimizer.step()
+        return nn.utils.parameters_to_vector(network.parameters()).detach() - before
+
+    whole = step(free)
+    divergence = float(0.5 * whole @ damped @ whole)
+    short = step(clipped, kl_clip=divergence / 9)
+    torch.testing.assert_close(short, whole / 3)
+    torch.testing.assert_close(step(model, kl_clip=divergence * 1.01), whole)
+
+
 def test_the_path_does_not_depend_on_the_parametrization():
     # A network with W = A V computes the same function; with little damping so does a small natural step.
     torch.manual_seed(0)
@@ -262,6 +284,7 @@ def test_forms_that_do_not_fit_in_memory_say_what_to_do():
     [
         ({"lr": 0.0}, "lr must be positive"),
         ({"damping": 0.0}, "damping must be positive"),
+        ({"kl_clip": 0.0}, "kl_clip must be positive, in nats, or None"),
         ({"output": "poisson"}, "output must be 'softmax' or 'gaussian', got 'poisson'"),
         ({"form": "sparse"}, "form must be 'auto', 'dense' or 'samples', got 'sparse'"),
     ],

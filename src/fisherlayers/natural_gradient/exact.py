@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from fisherlayers.natural_gradient.scores import Output, Scores, check_output, scores_of
+from fisherlayers.natural_gradient.trust_region import clip_factor
 
 __all__ = ["ExactNaturalGradient", "exact_information"]
 
@@ -84,6 +85,9 @@ class ExactNaturalGradient(Optimizer):
         output: Distribution that the model's outputs parametrize, ``"softmax"`` or ``"gaussian"``.
         form: ``"dense"`` (a solve of P unknowns), ``"samples"`` (of N times outputs unknowns), or ``"auto"`` for the
             smaller. Both are exact.
+        kl_clip: Longest step in nats: a step δ with ½ δᵀ (F + λ I) δ above it is shortened to it (KL clipping, Ba,
+            Grosse and Martens 2017). More than 0; None for no limit. On small batches of which the model has become
+            certain, F and with it λ are so small that steps need one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -106,6 +110,7 @@ class ExactNaturalGradient(Optimizer):
         damping: float = 1e-3,
         output: Output = "softmax",
         form: Form = "auto",
+        kl_clip: float | None = None,
     ) -> None:
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
@@ -114,7 +119,10 @@ class ExactNaturalGradient(Optimizer):
         check_output(output)
         if form not in {"auto", "dense", "samples"}:
             raise ValueError(f"form must be 'auto', 'dense' or 'samples', got {form!r}")
-        super().__init__([p for p in model.parameters() if p.requires_grad], {"lr": lr, "damping": damping})
+        if kl_clip is not None and not kl_clip > 0:
+            raise ValueError(f"kl_clip must be positive, in nats, or None for no limit, got {kl_clip}")
+        trained = [p for p in model.parameters() if p.requires_grad]
+        super().__init__(trained, {"lr": lr, "damping": damping, "kl_clip": kl_clip})
         self._model = model
         self._output: Output = output
         self._form: Form = form
@@ -170,8 +178,13 @@ class ExactNaturalGradient(Optimizer):
         (group,) = self.param_groups
         parameters = group["params"]
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for parameter, direction in zip(parameters, self._solve(gradient, group["damping"]), strict=True):
-            parameter.sub_(direction.to(parameter.dtype), alpha=group["lr"])
+        directions = self._solve(gradient, group["damping"])
+        length = group["lr"]
+        if group["kl_clip"] is not None:
+            slope = sum(float((g.double() * d).sum()) for g, d in zip(gradient, directions, strict=True))
+            length *= clip_factor(length**2 * slope / 2, group["kl_clip"])
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.sub_(direction.to(parameter.dtype), alpha=length)
         return loss
 
     @torch.enable_grad()
