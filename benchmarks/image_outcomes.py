@@ -173,7 +173,9 @@ def stage_columns(rows: NDArray[Any], stages: Sequence[FisherStage], members: li
     ends = np.cumsum([stage.num_outputs for stage in stages])
     starts = [0, *ends[:-1]]
     scale = rows.dtype.type(np.sqrt(weights.sum() / weights[members].sum()))
-    return np.concatenate([rows[:, starts[member] : ends[member]] for member in members], axis=1) * scale
+    columns = np.concatenate([rows[:, starts[member] : ends[member]] for member in members], axis=1)
+    columns *= scale
+    return columns
 
 
 def score(classifier: Any, train: Split, test: Split, images: Callable[[Split], Any] | None = None) -> Outcome:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fisherlayers.data import TrainTest, load_folder, load_mnist
 from fisherlayers.data.cifar10 import load_cifar10
+from fisherlayers.data.fashion_mnist import load_fashion_mnist
 from fisherlayers.data.images import read_image, to_grey
 
 
@@ -76,6 +77,11 @@ def cifar_10(folder: Path) -> LabelledSet:
 def mnist(folder: Path) -> LabelledSet:
     """Return MNIST: digits of 28 x 28 pixels, 60,000 to train, 10,000 to test."""
     return _of("MNIST", load_mnist(folder / "mnist"))
+
+
+def fashion_mnist(folder: Path) -> LabelledSet:
+    """Return Fashion-MNIST: grey clothes of 28 x 28 pixels, 60,000 to train, 10,000 to test."""
+    return _of("Fashion-MNIST", load_fashion_mnist(folder / "fashion-mnist"))
 
 
 def _of(name: str, data: TrainTest) -> LabelledSet:

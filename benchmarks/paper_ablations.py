@@ -14,7 +14,7 @@ the error, and say nothing.
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 from benchmarks.common import Figure, command_line, data_folder, write_results
 from benchmarks.image_outcomes import score, stage_columns
 from benchmarks.image_peers import linear_scores
-from benchmarks.image_sets import Split, fifteen_scenes, held_out, per_class, tiny_imagenet_20
+from benchmarks.image_sets import (
+    LabelledSet,
+    Split,
+    cifar_10,
+    fifteen_scenes,
+    held_out,
+    per_class,
+    tiny_imagenet_20,
+)
 from fisherlayers.demo.baselines import ConvNet
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.normalization import intra_normalize, l2_normalize
@@ -50,6 +58,7 @@ PAPER = replace(
     color_dimensions=48,
     training_descriptors=60_000,
     iterations=10,
+    projection_images=50_000,
 )
 """Table 2's first row: coordinates at both layers, windows of side 5 at every position, no colour."""
 
@@ -126,6 +135,12 @@ ROWS = {
     "raw patches beside": Row(replace(PAPER, patch_side=6), (*BOTH, "other")),
     "raw patches beside, whitened": Row(replace(PAPER, patch_side=6, patch_whitening=True), (*BOTH, "other")),
 }
+SETS: dict[str, tuple[Callable[[Path], LabelledSet], dict[str, int]]] = {
+    "tiny-imagenet-20": (tiny_imagenet_20, {}),
+    "15-scenes": (fifteen_scenes, {}),
+    "cifar-10": (cifar_10, {"upsample": 2}),
+}
+"""Name -> loader, and how images are brought to about the tables' size."""
 CONVNET, HYBRID = "T4 ConvNet", "T4 multi-layer + colour + ConvNet"
 
 EXPECTED = {
@@ -168,16 +183,16 @@ Log = NDArray[np.float64]
 
 
 def log_probabilities(
-    train: Split, other: Split, seed: int, rows: Mapping[str, Row] = ROWS, *, max_pixels: int | None = None
+    train: Split, other: Split, seed: int, rows: Mapping[str, Row] = ROWS, *, preparation: Mapping[str, int] = {}
 ) -> tuple[dict[str, Log], float]:
     """Fit rows and return the log-probabilities of the other images, and the seconds of "T3 multi-layer + colour".
 
-    Rows that differ only in what the classifier sees share one network. Images of more pixels than that are reduced.
+    Rows that differ only in what the classifier sees share one network. `preparation` overrides how all rows resample
+    the images.
     """
     found, seconds, fits = {}, 0.0, {}
     for name, row in rows.items():
-        row_settings = row.settings if max_pixels is None else replace(row.settings, max_pixels=max_pixels)
-        fits.setdefault((row_settings, row.flips), []).append(name)
+        fits.setdefault((replace(row.settings, **preparation), row.flips), []).append(name)
     for (settings, flips), names in fits.items():
         start = time.perf_counter()
         images = ImageList(train.images).prepared(**settings.preparation)
@@ -245,19 +260,23 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=75, help="other training images to score, a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the splits and the fits")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these; printed, and nothing is written")
-    parser.add_argument("--scenes", type=int, metavar="PIXELS", help="with --rows: 15-Scenes, reduced to that area")
+    parser.add_argument("--on", choices=list(SETS), default=next(iter(SETS)), help="another set, with --rows")
+    parser.add_argument("--pixels", type=int, help="reduce images to that area, with --rows")
     arguments = parser.parse_args()
     rows = ROWS if arguments.rows is None else {name: ROWS[name] for name in arguments.rows}
-    if arguments.scenes is not None and arguments.rows is None:
-        parser.error("--scenes takes the images of another set than the tables': name some --rows")
+    load, preparation = SETS[arguments.on]
+    if arguments.pixels is not None:
+        preparation = preparation | {"max_pixels": arguments.pixels}
+    if arguments.rows is None and (preparation or load is not tiny_imagenet_20):
+        parser.error("--on and --pixels take other images than the tables': name some --rows")
     torch.set_num_threads(1)
-    data = (tiny_imagenet_20 if arguments.scenes is None else fifteen_scenes)(data_folder(arguments.data))
+    data = load(data_folder(arguments.data))
     right: dict[str, list[NDArray[np.float64]]] = {}
     for seed in arguments.seeds:
         rng = np.random.default_rng(seed)
         some = data.train.take(per_class(data.train.labels, arguments.train + arguments.held_out, rng))
         train, other = held_out(some, arguments.held_out / (arguments.train + arguments.held_out), rng)
-        found, seconds = log_probabilities(train, other, seed, rows, max_pixels=arguments.scenes)
+        found, seconds = log_probabilities(train, other, seed, rows, preparation=preparation)
         if arguments.rows:
             first = next(iter(found))
             for name in list(found)[1:]:
