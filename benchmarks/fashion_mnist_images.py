@@ -18,9 +18,9 @@ SETTINGS: dict[str, Any] = {
     "information": "closed-form",
     "patch_step": 1,
     "patch_weight": 0.3,
-    "layer_weight": 0.5,
+    "layer_weight": 0.15,
     "projection_size": 45,
-    "projection_images": 20_000,
+    "projection_images": 10_000,
     "training_descriptors": 200_000,
     "C": (2.0,),
 }
