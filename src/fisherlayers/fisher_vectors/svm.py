@@ -25,8 +25,9 @@ __all__ = ["SVMFit", "Solver", "fit_svm", "one_vs_rest", "svm_path", "svm_scores
 
 Solver = Literal["auto", "gram", "primal"]
 
-# A Gram matrix of this many rows takes 1.6 GB in float32.
-_LARGEST_GRAM = 20_000
+# A Gram matrix takes n^2 F operations, its solutions next to none; with more rows than this products with the rows are
+# faster (benchmarks/README.md).
+_LARGEST_GRAM = 10_000
 # Below this many rows a first solution on every fourth row does not pay.
 _SAMPLED_START = 20_000
 _SAMPLE_STRIDE = 4
@@ -87,7 +88,7 @@ def fit_svm(
         tolerance: Largest duality gap, relative to the objective; positive.
         max_steps: Largest number of Newton steps.
         solver: ``"gram"`` works on the n x n matrix of inner products, ``"primal"`` on blocks of rows; ``"auto"``
-            takes the first for n up to 20,000 and up to twice F.
+            takes the first for n up to 10,000 and up to twice F.
         block_rows: Rows a block; None chooses blocks that stay in the cache.
 
     Returns:
@@ -132,7 +133,7 @@ def svm_path(
         max_steps: As in `fit_svm`, for each C.
         solver: As in `fit_svm`.
         block_rows: As in `fit_svm`.
-        largest_gram: Bytes that the Gram matrix may take with ``"auto"``; 1.6 GB if None, and never more.
+        largest_gram: Bytes that the Gram matrix may take with ``"auto"``; 400 MB if None, and never more.
         n_jobs: Threads over blocks, in joblib's meaning; the result does not depend on it.
 
     Returns:
