@@ -26,9 +26,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+NOTES = (
+    "The test set was used three times: 64 components without patches gave 93.14 and 93.07 % (shallow, deep), then "
+    "93.02 and 93.21. The margin between the networks lies within the sampling error (0.24).",
+)
+
+
 def contest(data: LabelledSet) -> Contest:
     """Return the contest on this data set."""
-    return Contest("fashion_mnist_images", data, SETTINGS, side=28, peers=("HOG + SVM", "ConvNet"), one_fit=True)
+    peers = ("HOG + SVM", "ConvNet")
+    return Contest("fashion_mnist_images", data, SETTINGS, side=28, peers=peers, one_fit=True, notes=NOTES)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,21 @@ def test_a_clipped_step_diverges_by_the_limit(form):
     torch.testing.assert_close(step(model, kl_clip=divergence * 1.01), whole)
 
 
+def test_a_state_without_a_limit_on_steps_goes_on_without_one():
+    model, inputs, targets = small(), torch.randn(10, 4), torch.randint(0, 3, (10,))
+    free = copy.deepcopy(model)
+    loaded = ExactNaturalGradient(model, lr=0.5, damping=0.1, kl_clip=1e-9)
+    state = loaded.state_dict()
+    del state["param_groups"][0]["kl_clip"]
+    loaded.load_state_dict(state)
+    for network, optimizer in ((model, loaded), (free, ExactNaturalGradient(free, lr=0.5, damping=0.1))):
+        optimizer.observe(inputs)
+        functional.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+    vectors = [nn.utils.parameters_to_vector(network.parameters()) for network in (model, free)]
+    torch.testing.assert_close(*vectors)
+
+
 def test_the_path_does_not_depend_on_the_parametrization():
     # A network with W = A V computes the same function; with little damping so does a small natural step.
     torch.manual_seed(0)

@@ -180,9 +180,10 @@ class ExactNaturalGradient(Optimizer):
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         directions = self._solve(gradient, group["damping"])
         length = group["lr"]
-        if group["kl_clip"] is not None:
+        limit = group.get("kl_clip")  # states saved before there was one do not have it
+        if limit is not None:
             slope = sum(float((g.double() * d).sum()) for g, d in zip(gradient, directions, strict=True))
-            length *= clip_factor(length**2 * slope / 2, group["kl_clip"])
+            length *= clip_factor(length**2 * slope / 2, limit)
         for parameter, direction in zip(parameters, directions, strict=True):
             parameter.sub_(direction.to(parameter.dtype), alpha=length)
         return loss
