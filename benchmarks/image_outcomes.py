@@ -12,6 +12,7 @@ from benchmarks.image_hybrid import Rows
 from benchmarks.image_peers import linear_scores
 from benchmarks.image_sets import LabelledSet, Split
 from fisherlayers.fisher_vectors.execution import Execution
+from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.memory import memory_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
@@ -19,7 +20,7 @@ from fisherlayers.fisher_vectors.parallel import reporter
 from fisherlayers.fisher_vectors.selection import SelectedSVM, select_svm
 from fisherlayers.fisher_vectors.settings import NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.stage import FisherStage
-from fisherlayers.fisher_vectors.training import encode_images, fit_network
+from fisherlayers.fisher_vectors.training import fit_network
 
 
 @dataclass

@@ -36,11 +36,12 @@ from benchmarks.image_sets import (
     tiny_imagenet_20,
 )
 from fisherlayers.demo.baselines import ConvNet
+from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.normalization import intra_normalize, l2_normalize
 from fisherlayers.fisher_vectors.selection import select_svm
 from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings
-from fisherlayers.fisher_vectors.training import encode_images, fit_network
+from fisherlayers.fisher_vectors.training import fit_network
 
 COST = 3.0
 

@@ -139,29 +139,32 @@ def progress(stage, done, total):
     if (stage, done) >= ({stage!r}, {done}) and stage == {stage!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-DeepFisherNetwork(**QUICK, workspace={folder!r}).fit(IMAGES, LABELS, progress=progress)
+DeepFisherNetwork(**QUICK, information={information!r}, workspace={folder!r}).fit(IMAGES, LABELS, progress=progress)
 """
 
 
 @pytest.mark.parametrize(
-    ("stage", "done", "left"),
-    [("layer 1: projection", 20, {"layer 1: projection": 24, "encode": 40}), ("encode", 33, {"encode": 8})],
+    ("information", "stage", "done", "left"),
+    [
+        ("images", "layer 1: projection", 20, {"layer 1: projection": 24, "encode": 40}),
+        ("closed-form", "encode", 33, {"encode": 8}),
+    ],
 )
 def test_a_fit_killed_in_the_middle_goes_on_from_its_finished_chunks(
-    stage, done, left, tmp_path, small_chunks, expected
+    information, stage, done, left, tmp_path, small_chunks
 ):
-    code = KILLED.format(stage=stage, done=done, folder=str(tmp_path))
+    code = KILLED.format(stage=stage, done=done, information=information, folder=str(tmp_path))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     calls = []
-    model = DeepFisherNetwork(**QUICK, workspace=tmp_path).fit(
+    model = DeepFisherNetwork(**QUICK, information=information, workspace=tmp_path).fit(
         IMAGES, LABELS, progress=lambda *call: calls.append(call)
     )
     totals = {stage: total for stage, _, total in calls}
     assert "layer 1: descriptors" not in totals
     assert {stage: totals[stage] for stage in left} == left
-    assert np.array_equal(model.decision_function(UNSEEN), scores())
+    assert np.array_equal(model.decision_function(UNSEEN), scores(information=information))
 
 
 def test_a_device_is_where_encodings_are_computed(expected):

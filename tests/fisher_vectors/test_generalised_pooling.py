@@ -17,7 +17,6 @@ from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.generalised_pooling import generalised_max_pooling
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
-from fisherlayers.fisher_vectors.network import color_grids
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.persistence import network_tensors
 from fisherlayers.fisher_vectors.stage import join
@@ -126,9 +125,8 @@ def fitted():
 def test_a_network_pools_every_layer_and_stream(fitted):
     model, images = fitted
     network, pixels = model.network_, torch.tensor(np.stack(images[:4]), dtype=torch.float32)[:, None]
-    grids = [(stage, network.grids(pixels, level=level)) for level, stage in enumerate(network.stages)]
-    grids.append((network.patches, network.patch_grids(pixels)))
-    grids.insert(2, (network.color, color_grids(network.settings, pixels)))
+    assert network.streams == [0, 1, "colour", "grey patches"]
+    grids = [(network.stage(stream), network.grids(pixels, stream=stream)) for stream in network.streams]
     encodings = network.encode(pixels)
     parts = torch.split(encodings, [stage.num_outputs for stage, _ in grids], dim=1)
     for (stage, found), part in zip(grids, parts, strict=True):
@@ -193,6 +191,6 @@ def test_a_stage_without_damping_takes_the_mean(fitted):
     model, images = fitted
     pixels = torch.tensor(np.stack(images[:2]), dtype=torch.float32)[:, None]
     stage = model.network_.stages[0]
-    grids = stage.prepare(model.network_.grids(pixels, level=0))
+    grids = stage.prepare(model.network_.grids(pixels, stream=0))
     mean = replace(stage, pooling_damping=None).pool(grids)
     assert torch.equal(mean, fisher_vectors(stage.mixture, join(grids)))

@@ -11,6 +11,7 @@ from fisherlayers.fisher_vectors.color import LocalColorStatistics
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.execution import Execution
+from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
 from fisherlayers.fisher_vectors.patches import RawPatches
@@ -19,7 +20,7 @@ from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
 from fisherlayers.fisher_vectors.settings import PRESETS, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.fisher_vectors.stage import join
-from fisherlayers.fisher_vectors.training import encode_images, fit_network
+from fisherlayers.fisher_vectors.training import fit_network
 
 SETTINGS = NetworkSettings(
     bin_sizes=(3, 4),
@@ -107,14 +108,10 @@ def test_the_descriptors_of_an_image_and_its_mirror_image_are_pooled_together():
     assert torch.allclose(network.encode(batch), network.encode(batch.flip(-1)), atol=3e-3)
     # What is pooled is the mean of both, at every layer and in every stream.
     single = replace(network, settings=replace(settings, mirror=False))
-    for stage, of_both, grids in (
-        *((stage, network.grids(batch, level=k), k) for k, stage in enumerate(network.stages)),
-        (network.patches, network.patch_grids(batch), None),
-    ):
-        sides = [
-            single.patch_grids(side) if grids is None else single.grids(side, level=grids)
-            for side in (batch, batch.flip(-1))
-        ]
+    assert network.streams == [0, 1, "grey patches"]
+    for stream in network.streams:
+        stage, of_both = network.stage(stream), network.grids(batch, stream=stream)
+        sides = [single.grids(side, stream=stream) for side in (batch, batch.flip(-1))]
         mean = sum(stage.pool(stage.prepare(side)) for side in sides) / 2
         assert torch.allclose(stage.pool(stage.prepare(of_both)), mean, atol=1e-3)
 
@@ -152,7 +149,7 @@ def test_without_coordinates_the_order_of_descriptors_is_of_no_importance():
     images, labels = textures(5)
     network, _, prepared = fitted(replace(SETTINGS.with_depth(1), position_weight=0.0), images, labels)
     (stage,) = network.stages
-    grids = stage.prepare(network.grids(prepared.load(prepared.batches()[0]), level=0))
+    grids = stage.prepare(network.grids(prepared.load(prepared.batches()[0]), stream=0))
     order = torch.randperm(join(grids).shape[1], generator=torch.Generator().manual_seed(0))
     shuffled = grids[0]._replace(descriptors=join(grids)[:, order, None])
     torch.testing.assert_close(stage.encode([shuffled]), stage.encode(grids), rtol=1e-4, atol=1e-5)
@@ -265,7 +262,7 @@ def test_whitened_patches_have_unit_length_before_the_coordinates():
     white = white / (variances.flip(0)[:9] + 0.1).sqrt()
     white = white / white.norm(dim=-1, keepdim=True)
     stage = network.patches
-    found = stage.prepare(network.patch_grids(pixels))[0].descriptors
+    found = stage.prepare(network.grids(pixels, stream="grey patches"))[0].descriptors
     torch.testing.assert_close(found[..., :9].norm(dim=-1), torch.ones(found.shape[:3]))
     signs = (found[..., :9] * white).flatten(0, 2).sum(dim=0).sign()
     expected = append_positions((white * signs).float(), grid.positions, weight=0.5)

@@ -20,6 +20,7 @@ from fisherlayers.fisher_vectors.class_weights import ClassWeight, class_weights
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.exports import Exports
 from fisherlayers.fisher_vectors.hub import HubMethods
+from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import Batch, ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
@@ -36,7 +37,7 @@ from fisherlayers.fisher_vectors.persistence import (
 from fisherlayers.fisher_vectors.processes import Processes
 from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
-from fisherlayers.fisher_vectors.training import encode_images, fit_network
+from fisherlayers.fisher_vectors.training import fit_network
 
 __all__ = ["DeepFisherNetwork"]
 
@@ -102,7 +103,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             `joblib.parallel_config` names another backend.
         memory: What a fit may use for all that grows with the number of images, beside the library itself and blocks
             of a fixed size (about 0.4 GB each): bytes, or a text such as ``"4GB"``. Encodings that do not fit go to
-            disk; half of the machine's memory if None.
+            disk, descriptors that do not fit are computed in every pass; half of the machine's memory if None.
         workspace: Folder in which finished work is kept as it comes, encodings above all: after a crash, or with
             another C, the next fit goes on from there. Remove it when it has served. Needs an integer
             ``random_state``. None keeps nothing; encodings that go to disk then lie in a temporary folder.

@@ -34,9 +34,10 @@ from torch.nn.functional import pad
 from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, grid_axis
 from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
-from fisherlayers.fisher_vectors.network import FisherNetwork, color_grids
+from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.stage import FisherStage, join
+from fisherlayers.fisher_vectors.streams import Streams
 
 __all__ = ["descriptor_evidence", "evidence_maps"]
 
@@ -90,11 +91,11 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
         (B, H, W), whose sum over pixels is the inner product of w and the encoding.
     """
     network.check_mean_pooling("an evidence map")
-    settings, terms = network.settings, rows * network.encode(images)
-    shallow = [stage for stage in (network.color, network.patches) if stage is not None]
-    sizes = [stage.num_outputs for stage in (*network.stages, *shallow)]
+    settings, streams = network.settings, Streams(network, images)
+    terms = rows * network.encode_streams(streams)
+    sizes = [network.stage(stream).num_outputs for stream in network.streams]
     parts = list(torch.split(terms, sizes, dim=1))
-    levels = [network.grids(images, level=level) for level in range(len(network.stages))]
+    levels = [streams.descriptors(level) for level in range(len(network.stages))]
     evidence: list[Tensor] = []
     for level in reversed(range(len(levels))):
         own = _stage_evidence(network.stages[level], levels[level], parts[level], stabilizer)
@@ -104,13 +105,13 @@ def evidence_maps(network: FisherNetwork, rows: Tensor, images: Tensor, *, stabi
         evidence = own
     maps = _facing(evidence, levels[0], images, settings, _to_pixels)
     if network.patches is not None:
-        grids = network.patch_grids(images)
+        grids = streams.descriptors(network.streams[-1])
         found = _stage_evidence(network.patches, grids, parts[-1], stabilizer)
         border = settings.padding
         inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
         maps = maps + pad(_facing(found, grids, inner, settings, _patches_to_pixels), (border,) * 4)
     if network.color is not None:
-        grids = color_grids(settings, images)
+        grids = streams.descriptors("colour")
         found = _stage_evidence(network.color, grids, parts[len(levels)], stabilizer)
         maps = maps + _facing(found, grids, images, settings, _to_pixels)
     return maps

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.images import Batch, ImageList
+from fisherlayers.fisher_vectors.kept import Kept
 from fisherlayers.fisher_vectors.memory import memory_bytes
 from fisherlayers.fisher_vectors.parallel import Progress, in_threads, map_batches
 from fisherlayers.fisher_vectors.processes import Processes
@@ -72,6 +73,7 @@ class Execution:
     workspace: Workspace | None = None
     processes: Processes = field(default_factory=Processes)
     device: str = "cpu"
+    _left: dict[str, Kept] = field(default_factory=dict)
     _exits: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -79,7 +81,8 @@ class Execution:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Remove temporary files and unlock the workspace."""
+        """Remove temporary files, give up what was left for a later pass, and unlock the workspace."""
+        self._left.clear()
         self._exits.close()
         if self.workspace is not None:
             self.workspace.close()
@@ -114,6 +117,27 @@ class Execution:
     def largest_array(self) -> int:
         """Bytes that one array in memory may take if it grows with the number of images."""
         return (memory_bytes() // 2 if self.memory is None else self.memory) // _SHARE
+
+    def leave(self, name: str, kept: Kept) -> None:
+        """Leave what was kept for one more pass.
+
+        Args:
+            name: Of what that pass computes.
+            kept: Descriptors and Fisher vectors; what was left before is given up.
+        """
+        self._left.clear()
+        self._left[name] = kept
+
+    def take(self, name: str) -> Kept:
+        """Take what was left.
+
+        Args:
+            name: As for `leave`.
+
+        Returns:
+            What was left under this name, once; otherwise nothing kept.
+        """
+        return self._left.pop(name, None) or Kept()
 
     def map(
         self,
@@ -190,6 +214,7 @@ class Execution:
         keys: np.ndarray | None = None,
         dtype: str = "float32",
         stage: str = "encode",
+        known: Mapping[int, np.ndarray] = {},
     ) -> Encoded:
         """Compute one row an image.
 
@@ -204,6 +229,7 @@ class Execution:
             keys: A key for each image of the list: see `ImageList.batches`.
             dtype: In which rows are kept.
             stage: Name of this pass for `progress`.
+            known: Image -> row (F,), for images whose rows need not be computed; the same images in all processes.
 
         Returns:
             The rows in the order of ``indices``.
@@ -214,18 +240,28 @@ class Execution:
         pending = self.processes.share(kept.pending())
         labels = None if keys is None else keys.tolist()
         batches: list[Batch] = []
-        ends: dict[int, int] = {}
+        ends: dict[int, list[int]] = {}
         for chunk in pending:
-            batches += images.batches(indices=chosen[kept.place(chunk)].tolist(), keys=labels)
-            ends[len(batches)] = chunk
+            wanted = [index for index in chosen[kept.place(chunk)].tolist() if index not in known]
+            batches += images.batches(indices=wanted, keys=labels)
+            ends.setdefault(len(batches), []).append(chunk)
         row = {index: position for position, index in enumerate(chosen.tolist())}
         buffer = np.empty((chunk_rows, width), dtype=np.float32)
+
+        def write(chunks: Sequence[int]) -> None:
+            for chunk in chunks:
+                place = kept.place(chunk)
+                for index in known.keys() & chosen[place].tolist():
+                    buffer[row[index] % chunk_rows] = known[index]
+                kept.write(chunk, buffer[: place.stop - place.start])
+
+        write(ends.get(0, []))
+        if pending and not batches:
+            self.report(stage, len(chosen), len(chosen))
         results = self.map(function, images, batches, stage, everywhere=False)
         for number, (batch, found) in enumerate(results, start=1):
             buffer[[row[index] % chunk_rows for index in batch.indices]] = found
-            if number in ends:
-                place = kept.place(ends[number])
-                kept.write(ends[number], buffer[: place.stop - place.start])
+            write(ends.get(number, []))
         return Encoded(kept.rows() if self.processes.is_first else np.empty((0, width), dtype), kept.empty)
 
     def total(self, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Tensor:

@@ -11,75 +11,18 @@ sits on a semi-local layer above the one before it. `fisherlayers.fisher_vectors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fisherlayers.fisher_vectors.color import LocalColorStatistics
-from fisherlayers.fisher_vectors.descriptors import DescriptorExtractor, DescriptorGrid
-from fisherlayers.fisher_vectors.patches import RawPatches
+from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
 from fisherlayers.fisher_vectors.settings import NetworkSettings
-from fisherlayers.fisher_vectors.sift import DenseSift
 from fisherlayers.fisher_vectors.stage import FisherStage
+from fisherlayers.fisher_vectors.streams import Stream, Streams
 
-__all__ = ["FisherNetwork", "color_grids", "grey_extractor", "patch_grids", "views"]
-
-
-def grey_extractor(settings: NetworkSettings) -> DescriptorExtractor:
-    """Return the extractor below the first stage.
-
-    Args:
-        settings: Bin sizes and step are read.
-
-    Returns:
-        Dense SIFT.
-    """
-    return DenseSift(bin_sizes=settings.bin_sizes, step=settings.step)
-
-
-def views(settings: NetworkSettings, images: Tensor) -> list[Tensor]:
-    """Return the images whose descriptors are pooled together: the images, and their mirror images if asked for.
-
-    Args:
-        settings: Mirror is read.
-        images: (B, C, H, W).
-
-    Returns:
-        One or two batches of the same shape.
-    """
-    return [images, images.flip(-1)] if settings.mirror else [images]
-
-
-def color_grids(settings: NetworkSettings, images: Tensor) -> list[DescriptorGrid]:
-    """Compute the descriptors of the colour stream: local colour statistics at the scales of SIFT.
-
-    Args:
-        settings: Bin sizes and step are read.
-        images: (B, C, H, W), C = 1 (which counts as three equal channels) or 3.
-
-    Returns:
-        One grid a scale and view.
-    """
-    extract = LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)
-    return [grid for view in views(settings, images.expand(-1, 3, -1, -1)) for grid in extract(view)]
-
-
-def patch_grids(settings: NetworkSettings, images: Tensor, *, color: bool) -> list[DescriptorGrid]:
-    """Compute the descriptors of the stream of raw patches, which leaves the continued border out.
-
-    Args:
-        settings: Padding and the patches' side and step are read.
-        images: (B, C, H, W), C = 1 or 3.
-        color: Whether patches hold three channels.
-
-    Returns:
-        One grid a view.
-    """
-    border = settings.padding
-    inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
-    extract = RawPatches(side=settings.patch_side, step=settings.patch_step, color=color)
-    return [grid for view in views(settings, inner) for grid in extract(view)]
+__all__ = ["FisherNetwork"]
 
 
 @dataclass(frozen=True)
@@ -102,15 +45,41 @@ class FisherNetwork:
     patches: FisherStage | None = None
 
     @property
+    def streams(self) -> list[Stream]:
+        """What ends in a global Fisher vector, in the order of the encoding: layers, colour, patches."""
+        streams: list[Stream] = list(range(len(self.stages)))
+        if self.color is not None:
+            streams.append("colour")
+        if self.patches is not None:
+            channels = len(self.patches.components.mean) // self.settings.patch_side**2
+            streams.append("colour patches" if channels == 3 else "grey patches")
+        return streams
+
+    def stage(self, stream: Stream) -> FisherStage:
+        """Return the stage that pools a stream.
+
+        Args:
+            stream: One of `streams`.
+
+        Returns:
+            The stage.
+        """
+        if not isinstance(stream, str):
+            return self.stages[stream]
+        found = self.color if stream == "colour" else self.patches
+        assert found is not None
+        return found
+
+    @property
     def num_features(self) -> int:
         """Length of an image's encoding."""
-        return sum(stage.num_outputs for stage in (*self.stages, self.color, self.patches) if stage is not None)
+        return sum(self.stage(stream).num_outputs for stream in self.streams)
 
     @property
     def has_color(self) -> bool:
         """Whether colour was used: three equal channels have equal means."""
         if self.color is None:
-            return self.patches is not None and len(self.patches.components.mean) == 3 * self.settings.patch_side**2
+            return "colour patches" in self.streams
         means = self.color.components.mean.reshape(-1, 3)
         return not torch.allclose(means, means[:, :1].expand(-1, 3), rtol=1e-4, atol=1e-6)
 
@@ -154,22 +123,18 @@ class FisherNetwork:
         """
         return replace(self, projections=tuple(projection[-1:].clone() for projection in self.projections))
 
-    def grids(self, images: Tensor, *, level: int, fold: int = -1) -> list[DescriptorGrid]:
+    def grids(self, images: Tensor, *, stream: Stream, fold: int = -1) -> list[DescriptorGrid]:
         """Compute the descriptors that enter a stage, before its PCA.
 
         Args:
             images: (B, C, H, W) in [0, 1], C = 1 or 3.
-            level: Stage, from 0; stages and projections below it must be there.
+            stream: Stages and projections below it must be there.
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
             One grid a view, scale and window; a single grid without positions where the images are too small.
         """
-        extract = grey_extractor(self.settings)
-        grids = [grid for view in views(self.settings, images) for grid in extract(view)]
-        for below in range(level):
-            grids = self._above(below, self.stages[below].prepare(grids), fold)
-        return grids
+        return Streams(self, images, fold=fold).descriptors(stream)
 
     def encode(self, images: Tensor, *, fold: int = -1) -> Tensor:
         """Compute the multi-layer descriptor.
@@ -179,39 +144,47 @@ class FisherNetwork:
             fold: Which W to use; -1 for images that no W was learned on.
 
         Returns:
+            (B, `num_features`): see `concatenate`.
+        """
+        return self.encode_streams(Streams(self, images, fold=fold))
+
+    def encode_streams(self, streams: Streams) -> Tensor:
+        """Compute the multi-layer descriptor of images whose descriptors may be known.
+
+        Args:
+            streams: Of this network.
+
+        Returns:
+            (B, `num_features`): see `concatenate`.
+        """
+        return self.concatenate([self.stage(stream).encode(streams.prepared(stream)) for stream in self.streams])
+
+    def concatenate(self, encodings: Sequence[Tensor]) -> Tensor:
+        """Make the multi-layer descriptor of the streams' normalised Fisher vectors.
+
+        Args:
+            encodings: (B, 2 K D) of each of `streams`.
+
+        Returns:
             (B, `num_features`): the global Fisher vectors of all layers, of colour and of patches, each times the
             square root of its weight's share; of unit length unless some are zero.
         """
-        parts = []
-        grids = self.grids(images, level=0)
-        for level, stage in enumerate(self.stages):
-            prepared = stage.prepare(grids)
-            parts.append((stage.weight, stage.encode(prepared)))
-            if level < len(self.projections):
-                grids = self._above(level, prepared, fold)
-        if self.color is not None:
-            grids = color_grids(self.settings, images)
-            parts.append((self.color.weight, self.color.encode(self.color.prepare(grids))))
-        if self.patches is not None:
-            grids = self.patch_grids(images)
-            parts.append((self.patches.weight, self.patches.encode(self.patches.prepare(grids))))
-        total = sum(weight for weight, _ in parts)
-        return torch.cat([encoding * (weight / total) ** 0.5 for weight, encoding in parts], dim=1)
+        weights = [self.stage(stream).weight for stream in self.streams]
+        total = sum(weights)
+        parts = [rows * (weight / total) ** 0.5 for rows, weight in zip(encodings, weights, strict=True)]
+        return torch.cat(parts, dim=1)
 
-    def patch_grids(self, images: Tensor) -> list[DescriptorGrid]:
-        """Compute the descriptors that enter the stage of raw patches, which must be there.
+    def pool_windows(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
+        """Pass descriptors through the semi-local layer above a stage.
 
         Args:
-            images: (B, C, H, W) in [0, 1], C = 1 or 3.
+            level: Of the stage and of the projection.
+            prepared: Its descriptors, as it pools them.
+            fold: Which W to use.
 
         Returns:
-            One grid a view.
+            The descriptors that enter the next stage.
         """
-        assert self.patches is not None
-        channels = len(self.patches.components.mean) // self.settings.patch_side**2
-        return patch_grids(self.settings, images, color=channels == 3)
-
-    def _above(self, level: int, prepared: list[DescriptorGrid], fold: int) -> list[DescriptorGrid]:
         pooling = self.settings.pooling
         projection = self.projections[level][fold]
         grids = pooling(prepared, self.stages[level].mixture, projection)

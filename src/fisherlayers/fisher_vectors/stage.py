@@ -105,13 +105,21 @@ class FisherStage:
         Returns:
             (B, 2 K D), zero for images without a descriptor.
         """
-        descriptors = join(grids)
-        if descriptors.shape[1] == 0:
-            return descriptors.new_zeros(len(descriptors), self.num_outputs)
-        encodings = self._pooled(descriptors, assignment)
+        return self.normalize(self.pool(grids, assignment=assignment), power=power)
+
+    def normalize(self, pooled: Tensor, *, power: bool = True) -> Tensor:
+        """Give Fisher vectors of whole images the information of images, the signed square root and unit length.
+
+        Args:
+            pooled: From `pool`, (B, 2 K D).
+            power: Whether the signed square root comes before the L2 normalisation; the information comes with it.
+
+        Returns:
+            (B, 2 K D); zero stays zero.
+        """
         if not power:
-            return l2_normalize(encodings)
-        return l2_normalize(signed_power(encodings if self.gains is None else encodings * self.gains))
+            return l2_normalize(pooled)
+        return l2_normalize(signed_power(pooled if self.gains is None else pooled * self.gains))
 
     def with_empirical_information(self, encodings: Tensor) -> FisherStage:
         """Return the stage with the root of what its Fisher vectors are found to be over images.
@@ -131,11 +139,12 @@ class FisherStage:
         root = root_of(information, damping=_DAMPING + _DAMPING_IMAGES / len(encodings))
         return replace(self, gains=root.multiply(torch.ones_like(encodings[:1]))[0])
 
-    def pool(self, grids: Sequence[DescriptorGrid]) -> Tensor:
-        """Return Fisher vectors of whole images with soft assignment, not yet normalised, for the information.
+    def pool(self, grids: Sequence[DescriptorGrid], *, assignment: Assignment = "soft") -> Tensor:
+        """Return Fisher vectors of whole images before any normalisation.
 
         Args:
             grids: From `prepare`, at least one (it may hold no position).
+            assignment: ``"soft"``, or ``"hard"`` as in the semi-local layer.
 
         Returns:
             (B, 2 K D), zero for images without a descriptor.
@@ -143,9 +152,6 @@ class FisherStage:
         descriptors = join(grids)
         if descriptors.shape[1] == 0:
             return descriptors.new_zeros(len(descriptors), self.num_outputs)
-        return self._pooled(descriptors, "soft")
-
-    def _pooled(self, descriptors: Tensor, assignment: Assignment) -> Tensor:
         if self.pooling_damping is None:
             return fisher_vectors(self.mixture, descriptors, assignment=assignment)
         return generalised_max_pooling(self.mixture, descriptors, damping=self.pooling_damping, assignment=assignment)

@@ -1,34 +1,36 @@
 """Greedy, layer by layer learning of a Deep Fisher Network; no back-propagation (Simonyan et al., NIPS 2013).
 
 For each layer: PCA and mixture from a sample of the descriptors that reach it, then, if another layer follows, the
-projection W from the globally pooled Fisher vectors of labelled images. Every pass streams the images; only samples
-and encodings are held, and the latter on disk where they are too large. `execution` says where all of it runs.
+projection W from the globally pooled Fisher vectors of labelled images. Every pass streams the images; what is held are
+samples, encodings, on disk where they are too large, and descriptors for the next pass, as far as memory allows.
+`execution` says where all of it runs.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
-from fisherlayers.fisher_vectors.execution import Encoded, Execution
+from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
-from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.network import FisherNetwork, color_grids, patch_grids
+from fisherlayers.fisher_vectors.image_encodings import kept_name, network_digest
+from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.kept import Kept
+from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.passes import Draw, Pool, Whole
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.persistence import network_from_tensors, network_tensors
 from fisherlayers.fisher_vectors.projection import check_projection, learn_projection
 from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.stage import FisherStage, reduce_descriptors
+from fisherlayers.fisher_vectors.streams import Stream
 
-__all__ = ["encode_images", "fit_network"]
+__all__ = ["fit_network"]
 
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
@@ -36,10 +38,6 @@ _GREY_DIMENSIONS = 28
 # Added to the variances of patches that are whitened, as Coates, Lee and Ng do: their pixels have a variance of at most
 # 1 after the normalisation for contrast, and directions of much less hold the noise of the camera.
 _PATCH_FLOOR = 0.1
-
-
-# A Fisher layer from 0, or one of the shallow streams.
-Level = int | Literal["colour", "colour patches", "grey patches"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class _Task:
     sample: np.ndarray
     learners: np.ndarray
     folds: np.ndarray
+    kept: Kept
 
     def remember(self, name: str, compute: Callable[[], FisherNetwork]) -> FisherNetwork:
         """Return the network of a finished step, or take the step."""
@@ -94,7 +93,10 @@ def fit_network(
                 # The only image of a class is learned from in every fold.
                 folds[members] = np.arange(len(members)) % settings.cross_fit if len(members) > 1 else -1
     sample = _stratified(strata, _SAMPLE_IMAGES, rng)
-    task = _Task(images, labels, settings, seed, execution or Execution(), sample, learners, folds)
+    execution = execution or Execution()
+    # Each layer, colour and patches may take their share. Descriptors on an accelerator are soon computed again.
+    kept = Kept(execution.largest_array // (settings.depth + 2) if execution.device == "cpu" else 0, folds)
+    task = _Task(images, labels, settings, seed, execution, sample, learners, folds, kept)
 
     network = FisherNetwork(settings, stages=())
     for level in range(settings.depth):
@@ -114,121 +116,14 @@ def fit_network(
         network = task.remember("colour", lambda: replace(grey, color=_fit_stage(task, grey, "colour")))
     if settings.patch_side and settings.patch_weight > 0:
         others = network
-        kind: Level = "colour patches" if images.has_color else "grey patches"
+        kind: Stream = "colour patches" if images.has_color else "grey patches"
         network = task.remember("patches", lambda: replace(others, patches=_fit_stage(task, others, kind)))
+    if settings.information == "images":
+        for stream in network.streams:
+            if not kept.has_pooled(stream):  # its stage comes from the workspace
+                _pooled(task, network, network.stage(stream), stream, _title(stream))
+    execution.leave(kept_name(network, images), kept)
     return network, folds
-
-
-def encode_images(
-    network: FisherNetwork,
-    images: ImageList,
-    *,
-    folds: np.ndarray | None = None,
-    dtype: str = "float32",
-    execution: Execution | None = None,
-) -> Encoded:
-    """Encode all images.
-
-    Args:
-        network: A fitted network.
-        images: n images, set to be prepared as the network's settings say.
-        folds: Fold of each image's W; -1 for all if None.
-        dtype: In which the encodings are kept.
-        execution: How it is run; in this thread and in memory if None.
-
-    Returns:
-        (n, `network.num_features`), and the number of images too small for a single descriptor; their rows are zero.
-    """
-    keys = np.full(len(images), -1) if folds is None else folds
-    execution = execution or Execution()
-    encode = _Encode(network, execution.device)
-    return execution.rows(f"encodings-{_digest(network)}", encode, images, network.num_features, keys=keys, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class _Encode:
-    """The multi-layer descriptors of a batch."""
-
-    network: FisherNetwork
-    device: str
-
-    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
-        return self.network.to(self.device).encode(images.to(self.device), fold=batch.key).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Global Fisher vectors of one layer, made as the windows' are: what W is learned on."""
-
-    network: FisherNetwork
-    level: int
-    device: str
-
-    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
-        network = self.network.to(self.device)
-        # Windows are means, whatever whole images are.
-        stage = replace(network.stages[self.level], pooling_damping=None)
-        grids = stage.prepare(network.grids(images.to(self.device), level=self.level, fold=batch.key))
-        settings = network.settings
-        return stage.encode(grids, assignment=settings.window_assignment, power=settings.window_power).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """Random descriptors, with their positions, of each image."""
-
-    network: FisherNetwork
-    level: Level
-    device: str
-    seed: tuple[int, ...]
-    per_image: int
-
-    def __call__(self, images: Tensor, batch: Batch) -> list[np.ndarray]:
-        rows = torch.cat(
-            [
-                torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
-                for g in _grids(self.network.to(self.device), self.level, images.to(self.device), batch)
-            ],
-            dim=1,
-        )
-        chosen = []
-        for image, index in zip(rows.cpu().numpy(), batch.indices, strict=True):
-            # A generator an image: the sample depends neither on the batches nor on the order of the workers.
-            rng = np.random.default_rng((*self.seed, index))
-            chosen.append(image[rng.permutation(len(image))[: self.per_image]])
-        return chosen
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """Fisher vectors of whole images before any normalisation, by a stage that the network does not have yet."""
-
-    network: FisherNetwork
-    level: Level
-    device: str
-    stage: FisherStage
-
-    def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
-        stage = self.stage.to(self.device)
-        grids = _grids(self.network.to(self.device), self.level, images.to(self.device), batch)
-        return stage.pool(stage.prepare(grids)).cpu().numpy()
-
-
-def _grids(network: FisherNetwork, level: Level, images: Tensor, batch: Batch) -> list[DescriptorGrid]:
-    """Return the descriptors that enter a layer or a stream."""
-    if level == "colour":
-        return color_grids(network.settings, images)
-    if isinstance(level, str):
-        return patch_grids(network.settings, images, color=level == "colour patches")
-    return network.grids(images, level=level, fold=batch.key)
-
-
-def _digest(network: FisherNetwork) -> str:
-    # Encodings belong to a network to the last bit.
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network_tensors(network).items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,24 +138,30 @@ def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return np.sort(np.concatenate(chosen))
 
 
-def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage:
+def _title(stream: Stream) -> str:
+    if isinstance(stream, str):
+        return "colour" if stream == "colour" else "patches"
+    return f"layer {stream + 1}"
+
+
+def _fit_stage(task: _Task, network: FisherNetwork, stream: Stream) -> FisherStage:
     # PCA and mixture of a layer, or of the colour stream, from random descriptors of the sampled images.
-    settings, execution = task.settings, task.execution
-    if level == "colour":
-        name, salt = "colour", settings.depth
+    settings, execution, name = task.settings, task.execution, _title(stream)
+    if stream == "colour":
+        salt = settings.depth
         weight = settings.color_weight if task.images.has_color else settings.intensity_weight
         components, dimensions = settings.color_components, settings.color_dimensions
         if not task.images.has_color:
             # Three equal channels hold one channel's 16 means and 16 standard deviations.
             dimensions = min(dimensions, _GREY_DIMENSIONS)
-    elif isinstance(level, str):
-        name, salt, weight = "patches", settings.depth + 1, settings.patch_weight
+    elif isinstance(stream, str):
+        salt, weight = settings.depth + 1, settings.patch_weight
         components, dimensions = settings.patch_components, settings.patch_dimensions
     else:
-        name, salt, weight = f"layer {level + 1}", level, settings.layer_weight if level else 1.0
-        components, dimensions = settings.components[level], settings.dimensions[level]
+        salt, weight = stream, settings.layer_weight if stream else 1.0
+        components, dimensions = settings.components[stream], settings.dimensions[stream]
     per_image = -(-settings.training_descriptors // len(task.sample))
-    draw = _Draw(network, level, execution.device, (task.seed, salt), per_image)
+    draw = Draw(network, task.kept, stream, execution.device, (task.seed, salt), per_image)
     batches = task.images.batches(indices=task.sample.tolist(), keys=task.folds.tolist())
     drawn: dict[int, np.ndarray] = {}
     for batch, found in execution.map(draw, task.images, batches, f"{name}: descriptors"):
@@ -292,25 +193,39 @@ def _fit_stage(task: _Task, network: FisherNetwork, level: Level) -> FisherStage
     stage = FisherStage(
         pca, settings.position_weight, mixture, weight=weight, unit_length=whiten, pooling_damping=damping
     ).to("cpu")
-    return stage if settings.information == "closed-form" else _with_information(task, network, stage, level, name)
+    return stage if settings.information == "closed-form" else _with_information(task, network, stage, stream, name)
 
 
-def _with_information(task: _Task, network: FisherNetwork, stage: FisherStage, level: Level, name: str) -> FisherStage:
+def _with_information(
+    task: _Task, network: FisherNetwork, stage: FisherStage, stream: Stream, name: str
+) -> FisherStage:
     # The empirical information from Fisher vectors of some training images.
+    return stage.with_empirical_information(_pooled(task, network, stage, stream, name))
+
+
+def _pooled(task: _Task, network: FisherNetwork, stage: FisherStage, stream: Stream, name: str) -> Tensor:
+    """Return Fisher vectors of the images that the information is taken from, and keep them for the encodings."""
     execution = task.execution
     chosen = task.sample[:: -(-len(task.sample) // task.settings.information_images)]
-    batches = task.images.batches(indices=chosen.tolist(), keys=task.folds.tolist())
-    whole = _Whole(network, level, execution.device, stage)
-    found = [rows for _, rows in execution.map(whole, task.images, batches, f"{name}: information")]
-    return stage.with_empirical_information(torch.from_numpy(np.concatenate(found)))
+
+    def compute() -> dict[str, Tensor]:
+        batches = task.images.batches(indices=chosen.tolist(), keys=task.folds.tolist())
+        whole = Whole(network, task.kept, stream, execution.device, replace(stage, gains=None))
+        found = list(execution.map(whole, task.images, batches, f"{name}: information"))
+        indices = [index for batch, _ in found for index in batch.indices]
+        return {"images": torch.tensor(indices), "rows": torch.from_numpy(np.concatenate([rows for _, rows in found]))}
+
+    pooled = execution.remember(f"{name}: Fisher vectors", compute)
+    task.kept.keep_pooled(stream, pooled["images"].tolist(), pooled["rows"])
+    return pooled["rows"]
 
 
 def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
     """Return W learned on global hard Fisher vectors, (F, h, 2 K D): see `learn_projection`."""
     settings, execution, learners = task.settings, task.execution, task.learners
     encoded = execution.rows(
-        f"pooled-{level + 1}-{_digest(network)}",
-        _Pool(network, level, execution.device),
+        f"pooled-{level + 1}-{network_digest(network)}",
+        Pool(network, task.kept, level, execution.device),
         task.images,
         network.stages[level].num_outputs,
         indices=learners,

@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fisherlayers.fisher_vectors.execution import Execution
+from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
@@ -21,7 +22,7 @@ from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import reporter, single_torch_thread
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.stage import FisherStage
-from fisherlayers.fisher_vectors.training import encode_images, fit_network
+from fisherlayers.fisher_vectors.training import fit_network
 
 __all__ = ["FisherVectorTransformer"]
 
@@ -125,7 +126,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         """
         check_is_fitted(self)
         checked = ImageList(images, each=self._execution().each)
-        return self._encode(self.network_, checked.prepared(**self.settings_.preparation), None)
+        return self._encode(self.network_, checked.prepared(**self.settings_.preparation), None, self._execution())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Name the encodings' entries, such as ``layer1_mean_k3_d7`` and ``colour_deviation_k0_d2``.
@@ -175,7 +176,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         execution = self._execution().with_workspace(self.workspace, self.random_state, identity)
         with single_torch_thread(), execution:
             network, folds = fit_network(images, labels, settings, seed=seed, execution=execution)
-        encodings = self._encode(network, images, folds) if encode else None
+            encodings = self._encode(network, images, folds, execution) if encode else None
         self.settings_ = settings
         self.network_ = network.for_new_images()
         return encodings
@@ -191,8 +192,10 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
             raise ValueError(f"settings must be among {', '.join(OVERRIDES)}; got {', '.join(unknown)}")
         return resolve_settings(self.preset, self.depth, images.typical_side, chosen)
 
-    def _encode(self, network: FisherNetwork, images: ImageList, folds: np.ndarray | None) -> np.ndarray:
-        execution = replace(self._execution(), memory=_ALL)
+    def _encode(
+        self, network: FisherNetwork, images: ImageList, folds: np.ndarray | None, execution: Execution
+    ) -> np.ndarray:
+        execution = replace(execution, memory=_ALL, workspace=None)
         with single_torch_thread():
             encoded = encode_images(network, images, folds=folds, execution=execution)
         warn_empty(encoded.empty, len(images))
