@@ -146,8 +146,8 @@ def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_s
     monkeypatch.setattr(image_contest, "write_results", write)
     monkeypatch.setattr(image_contest, "read_results", lambda name: written[-1] if written else None)
 
-    def contest(train, **outcomes):
-        made = image_contest.Contest("stripes", data._replace(train=train), settings, side=40)
+    def contest(train, changed={}, **outcomes):
+        made = image_contest.Contest("stripes", data._replace(train=train), settings | changed, side=40)
         made._former = image_contest.read_results("stripes")
         made._write({name: Outcome(value, 0.0, 0.0) for name, value in outcomes.items()})
         return {figure["name"]: figure["value"] for figure in written[-1]["figures"]}
@@ -160,6 +160,12 @@ def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_s
         "test accuracy, best ConvNet": 60.0,
     }
     assert written[-1]["details"]["kept from an earlier run"] == ["test accuracy, ConvNet"]
+    contest(data.train, **{"deep": 71.0, "HOG + SVM": 40.0})
+    # HOG does not depend on the network's settings; the ConvNet has the seconds of its fit.
+    assert contest(data.train, {"C": (3.0,)}, deep=72.0) == {
+        "test accuracy, deep": 72.0,
+        "test accuracy, HOG + SVM": 40,
+    }
     assert contest(stripes(5), deep=50.0) == {"test accuracy, deep": 50.0}
 
 
