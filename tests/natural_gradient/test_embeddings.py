@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct, refresh
+from fisherlayers.natural_gradient import fold, input_side, plain_state_dict, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from natural_gradient.references_natural_gradient import turns
 
@@ -132,3 +132,57 @@ def test_refresh_fold_resume_and_plain_keys():
     train(fresh, 3)
     fresh.load_state_dict(exported)
     torch.testing.assert_close(fresh(words), before)
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """Count the lookups that leave the rest of the table alone."""
+    found, allowed = [], input_side._scales_rows
+    monkeypatch.setattr(input_side, "_scales_rows", lambda *args: found.append(allowed(*args)) or found[-1])
+    return found
+
+
+def stepped(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        optimizer.zero_grad()
+        model(tokens(step)).square().sum().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("shape", [(), (5,), (0,), (3, 4)])
+def test_only_the_rows_that_are_looked_up_are_scaled(options, shape, looked_up):
+    model = stepped(reconstruct(table(**options), **SETTINGS))
+    words = torch.randint(WORDS, shape, generator=torch.Generator().manual_seed(1))
+    aim = torch.randn(*shape, E)
+    looked_up.clear()
+    found = model(words)
+    assert looked_up == [True]
+    expected = nn.functional.embedding(words, model.weight, **options)
+    torch.testing.assert_close(found, expected)
+    derivatives = [torch.autograd.grad((rows * aim).sum(), model.parameters()) for rows in (found, expected)]
+    for ours, theirs in zip(*derivatives, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_it_does_not_know_reads_the_whole_table(looked_up):
+    class Twice(nn.Embedding):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model, words = stepped(reconstruct(table(), **SETTINGS)), tokens(7)
+    expected = model(words).detach()
+    torch.testing.assert_close(model.forward(input=words), expected)
+    assert looked_up[-2:] == [True, True]
+    looked_up.clear()
+    mapped = torch.func.vmap(model)(words[:4])
+    torch.testing.assert_close(mapped, expected[:4])
+    half = copy.deepcopy(model).bfloat16()
+    assert half(words).dtype == torch.bfloat16
+    assert not any(looked_up)
+    twice = reconstruct(nn.Sequential(Twice(WORDS, E)), include=["*", Twice])
+    torch.testing.assert_close(twice(words), 2 * nn.functional.embedding(words, twice[0].weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(words), expected)

@@ -1,7 +1,8 @@
-"""A linear layer with its Fisher layer on the input: W x + b = W' S (x - μ) + d, computed from the right.
+"""Layers with their Fisher layer on the input: W x + b = W' S (x - μ) + d, computed from the right.
 
 The product with the root, forward and backward, is then one of the batch instead of the weight: less work where the
-batch has fewer rows than the weight, and none backward where the inputs need no gradient, as in a first layer.
+batch has fewer rows than the weight, and none backward where the inputs need no gradient, as in a first layer. In an
+embedding, where S is diagonal, only the rows that are looked up are scaled.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fisherlayers.natural_gradient.diagonal import DiagonalWeight
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.products import centred_product, fusible
 from fisherlayers.natural_gradient.readers import sole_parametrization
 from fisherlayers.natural_gradient.sharding import is_sharded
-from fisherlayers.root import DenseRoot
+from fisherlayers.root import DenseRoot, DiagonalRoot
 
-__all__ = ["linear_forward"]
+__all__ = ["embedding_forward", "linear_forward"]
 
 
 def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -30,7 +32,7 @@ def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     Returns:
         What the plain layer returns.
     """
-    plain = _plain_forward(layer)
+    plain = _plain_forward(layer, linear_forward)
     inputs = args[0] if args else kwargs.get("input")
     if plain is nn.Linear.forward and isinstance(inputs, Tensor) and len(args) + len(kwargs) == 1:
         parts = _parts(layer, inputs)
@@ -42,18 +44,57 @@ def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return plain(layer, *args, **kwargs)
 
 
-def _plain_forward(layer: nn.Module) -> Callable[..., Any]:
+def embedding_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``nn.Embedding.forward`` in a reconstructed layer.
+
+    Args:
+        layer: The layer, whose class is the one that torch made for its parametrization.
+        *args: As the plain layer takes them.
+        **kwargs: The same.
+
+    Returns:
+        What the plain layer returns.
+    """
+    plain = _plain_forward(layer, embedding_forward)
+    tokens = args[0] if args else kwargs.get("input")
+    if plain is nn.Embedding.forward and isinstance(tokens, Tensor) and len(args) + len(kwargs) == 1:
+        fisher, weight = sole_parametrization(layer, "weight")
+        if weight is not None and isinstance(fisher, DiagonalWeight) and _scales_rows(fisher, weight, tokens):
+            table = cast("nn.Embedding", layer)
+            rows = nn.functional.embedding(
+                tokens, weight, table.padding_idx, scale_grad_by_freq=table.scale_grad_by_freq
+            )
+            return rows * cast("DiagonalRoot", fisher.root).gains[tokens].unsqueeze(-1)
+    return plain(layer, *args, **kwargs)
+
+
+def _scales_rows(fisher: DiagonalWeight, weight: Tensor, tokens: Tensor) -> bool:
+    return (
+        _is_plain_call(tokens)
+        and weight.dtype == fisher.mean.dtype
+        and fisher.output is None
+        and fisher.layout.groups == 1
+        and not is_sharded(weight)
+    )
+
+
+def _is_plain_call(inputs: Tensor) -> bool:
+    # Compilers and transforms do their own fusing, and see through W alone.
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return not inputs.is_nested and inputs.layout is torch.strided
+
+
+def _plain_forward(layer: nn.Module, ours: Callable[..., Any]) -> Callable[..., Any]:
     # That of the class below the one that torch made; fully_shard puts one more on top.
-    made = next(kind for kind in type(layer).__mro__ if vars(kind).get("forward") is linear_forward)
+    made = next(kind for kind in type(layer).__mro__ if vars(kind).get("forward") is ours)
     plain: Callable[..., Any] = made.__bases__[0].forward  # type: ignore[attr-defined]
     return plain
 
 
 def _parts(layer: nn.Module, inputs: Tensor) -> tuple[FisherWeight, Tensor, Tensor | None] | None:
     # The Fisher layer, W' and d, if the product is to be taken on the input's side.
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return None
-    if inputs.is_nested or inputs.layout is not torch.strided:
+    if not _is_plain_call(inputs):
         return None
     fisher, weight = sole_parametrization(layer, "weight")
     if weight is None or not isinstance(fisher, FisherWeight):

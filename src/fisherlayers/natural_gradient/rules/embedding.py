@@ -1,11 +1,12 @@
 """Embeddings: linear layers of one-hot inputs, whose information is the diagonal of the tokens' frequencies."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fisherlayers.natural_gradient.input_side import embedding_forward
 from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.rules.rule import Call, Rule, Weight, register_rule
 
@@ -34,5 +35,13 @@ class EmbeddingRule(Rule):
         return {"weight": tokens if padding is None else tokens[tokens != padding]}
 
 
-for _kind in (nn.Embedding, nn.EmbeddingBag):
-    register_rule(_kind, EmbeddingRule())
+class _TableRule(EmbeddingRule):
+    """``Embedding``, whose rows are scaled where they are looked up."""
+
+    @override
+    def members(self) -> Mapping[str, Any]:
+        return {"forward": embedding_forward}
+
+
+register_rule(nn.Embedding, _TableRule())
+register_rule(nn.EmbeddingBag, EmbeddingRule())
