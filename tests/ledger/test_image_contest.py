@@ -146,8 +146,8 @@ def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_s
     monkeypatch.setattr(image_contest, "write_results", write)
     monkeypatch.setattr(image_contest, "read_results", lambda name: written[-1] if written else None)
 
-    def contest(train, changed={}, **outcomes):
-        made = image_contest.Contest("stripes", data._replace(train=train), settings | changed, side=40)
+    def contest(train, changed=(), **outcomes):
+        made = image_contest.Contest("stripes", data._replace(train=train), settings | dict(changed), side=40)
         made._former = image_contest.read_results("stripes")
         made._write({name: Outcome(value, 0.0, 0.0) for name, value in outcomes.items()})
         return {figure["name"]: figure["value"] for figure in written[-1]["figures"]}
