@@ -15,6 +15,7 @@ SETTINGS: dict[str, Any] = {
     "components": (256, 128),
     "flips": True,
     "color_weight": 0.5,
+    "patch_side": 0,
     "C": (3.0, 10.0),
 }
 

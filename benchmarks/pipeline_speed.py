@@ -145,6 +145,7 @@ def ours(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarra
         step=STEP,
         position_weight=0.0,
         color=False,
+        patch_side=0,
         training_descriptors=SAMPLE,
         iterations=ITERATIONS,
         C=1.0,

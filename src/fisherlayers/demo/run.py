@@ -58,7 +58,12 @@ def _textures() -> TrainTest:
 
 
 # Settings were compared, and the ledger's figures measured, with these.
-FORMER_DEFAULTS: dict[str, Any] = {"information": "closed-form", "intensity_weight": 0.0, "layer_weight": 1.0}
+FORMER_DEFAULTS: dict[str, Any] = {
+    "information": "closed-form",
+    "intensity_weight": 0.0,
+    "layer_weight": 1.0,
+    "patch_side": 0,
+}
 # A texture is the same everywhere in a patch and in its mirror image, and finer than objects: no coordinates, mirrored
 # training patches, small bins. Chosen on a part of the training patches that was held out.
 TEXTURE_NETWORK: dict[str, Any] = {
@@ -96,7 +101,6 @@ SUBJECTS: dict[str, Subject] = {
             "cross_fit": 1,
             "C": 1.0,
             "cv": 0,
-            "patch_side": 0,
             **FORMER_DEFAULTS,
         },
     ),
