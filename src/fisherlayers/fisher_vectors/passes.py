@@ -22,63 +22,80 @@ __all__ = ["Draw", "Encode", "Pool", "Whole"]
 
 
 @dataclass(frozen=True)
-class Encode:
-    """The multi-layer descriptors of a batch."""
+class _Pass:
+    """What all passes hold.
+
+    Attributes:
+        network: As far as it is learned.
+        kept: Of the passes before.
+        device: On which it is computed.
+    """
 
     network: FisherNetwork
     kept: Kept
     device: str
+
+    def streams(self, images: Tensor, batch: Batch, *, add: bool = True) -> Streams:
+        """Return the descriptors of a batch.
+
+        Args:
+            images: (B, C, H, W).
+            batch: Which ones; its key is the fold of W.
+            add: Whether they are kept for the passes to come.
+
+        Returns:
+            Streams on the device.
+        """
+        network = self.network.to(self.device)
+        return Streams(network, images.to(self.device), fold=batch.key, recall=self.kept.recall(batch, add=add))
+
+
+@dataclass(frozen=True)
+class Encode(_Pass):
+    """The multi-layer descriptors of a batch."""
 
     def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
         """Return the encodings.
 
         Args:
             images: (B, C, H, W).
-            batch: Which ones; its key is the fold of W.
+            batch: Which ones.
 
         Returns:
             (B, features).
         """
-        network = self.network.to(self.device)
-        streams = _streams(network, self.kept, self.device, images, batch, add=False)
-        return network.encode_streams(streams).cpu().numpy()
+        streams = self.streams(images, batch, add=False)
+        return streams.network.encode_streams(streams).cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(_Pass):
     """Global Fisher vectors of one layer, made as the windows' are: what W is learned on."""
 
-    network: FisherNetwork
-    kept: Kept
     level: int
-    device: str
 
     def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
         """Return the Fisher vectors.
 
         Args:
             images: (B, C, H, W).
-            batch: Which ones; its key is the fold of the W below.
+            batch: Which ones.
 
         Returns:
             (B, 2 K D).
         """
-        network = self.network.to(self.device)
+        streams = self.streams(images, batch)
         # Windows are means, whatever whole images are.
-        stage = replace(network.stages[self.level], pooling_damping=None)
-        grids = _streams(network, self.kept, self.device, images, batch).prepared(self.level)
-        settings = network.settings
+        stage = replace(streams.network.stages[self.level], pooling_damping=None)
+        settings, grids = streams.network.settings, streams.prepared(self.level)
         return stage.encode(grids, assignment=settings.window_assignment, power=settings.window_power).cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Draw:
+class Draw(_Pass):
     """Random descriptors, with their positions, of each image."""
 
-    network: FisherNetwork
-    kept: Kept
     stream: Stream
-    device: str
     seed: tuple[int, ...]
     per_image: int
 
@@ -87,16 +104,15 @@ class Draw:
 
         Args:
             images: (B, C, H, W).
-            batch: Which ones; its key is the fold of W.
+            batch: Which ones.
 
         Returns:
             For each image up to `per_image` rows [descriptor, x, y].
         """
-        streams = _streams(self.network.to(self.device), self.kept, self.device, images, batch)
         rows = torch.cat(
             [
                 torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
-                for g in streams.descriptors(self.stream)
+                for g in self.streams(images, batch).descriptors(self.stream)
             ],
             dim=1,
         )
@@ -109,13 +125,10 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(_Pass):
     """Fisher vectors of whole images before any normalisation, by a stage that the network does not have yet."""
 
-    network: FisherNetwork
-    kept: Kept
     stream: Stream
-    device: str
     stage: FisherStage
 
     def __call__(self, images: Tensor, batch: Batch) -> np.ndarray:
@@ -123,17 +136,11 @@ class Whole:
 
         Args:
             images: (B, C, H, W).
-            batch: Which ones; its key is the fold of W.
+            batch: Which ones.
 
         Returns:
             (B, 2 K D).
         """
         stage = self.stage.to(self.device)
-        streams = _streams(self.network.to(self.device), self.kept, self.device, images, batch)
-        return stage.pool(stage.prepare(streams.descriptors(self.stream))).cpu().numpy()
-
-
-def _streams(
-    network: FisherNetwork, kept: Kept, device: str, images: Tensor, batch: Batch, *, add: bool = True
-) -> Streams:
-    return Streams(network, images.to(device), fold=batch.key, recall=kept.recall(batch, add=add))
+        descriptors = self.streams(images, batch).descriptors(self.stream)
+        return stage.pool(stage.prepare(descriptors)).cpu().numpy()

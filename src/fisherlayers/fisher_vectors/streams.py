@@ -29,6 +29,9 @@ Recall = Callable[[Stream, Callable[[], list[DescriptorGrid]]], list[DescriptorG
 class Streams:
     """Descriptors of a batch, of all streams below which the network has what it takes.
 
+    Attributes:
+        network: Whose descriptors they are.
+
     Args:
         network: Stages and projections below a stream must be there; its own stage need not.
         images: (B, C, H, W) in [0, 1], C = 1 or 3.
@@ -38,7 +41,7 @@ class Streams:
     """
 
     def __init__(self, network: FisherNetwork, images: Tensor, *, fold: int = -1, recall: Recall | None = None) -> None:
-        self._network, self._images, self._fold, self._recall = network, images, fold, recall
+        self.network, self._images, self._fold, self._recall = network, images, fold, recall
         self._descriptors: dict[Stream, list[DescriptorGrid]] = {}
         self._prepared: dict[Stream, list[DescriptorGrid]] = {}
 
@@ -70,11 +73,11 @@ class Streams:
             The same grids after PCA, with coordinates.
         """
         if stream not in self._prepared:
-            self._prepared[stream] = self._network.stage(stream).prepare(self.descriptors(stream))
+            self._prepared[stream] = self.network.stage(stream).prepare(self.descriptors(stream))
         return self._prepared[stream]
 
     def _compute(self, stream: Stream) -> list[DescriptorGrid]:
-        settings, images = self._network.settings, self._images
+        settings, images = self.network.settings, self._images
         if stream == "colour":
             extract = LocalColorStatistics(bin_sizes=settings.bin_sizes, step=settings.step)
             return _each_view(settings, images.expand(-1, 3, -1, -1), extract)
@@ -87,7 +90,7 @@ class Streams:
             return _each_view(settings, inner, extract_patches)
         if stream == 0:
             return _each_view(settings, images, grey_extractor(settings))
-        return self._network.pool_windows(stream - 1, self.prepared(stream - 1), self._fold)
+        return self.network.pool_windows(stream - 1, self.prepared(stream - 1), self._fold)
 
 
 def grey_extractor(settings: NetworkSettings) -> DescriptorExtractor:

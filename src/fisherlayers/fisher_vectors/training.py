@@ -161,7 +161,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, stream: Stream) -> FisherSta
         salt, weight = stream, settings.layer_weight if stream else 1.0
         components, dimensions = settings.components[stream], settings.dimensions[stream]
     per_image = -(-settings.training_descriptors // len(task.sample))
-    draw = Draw(network, task.kept, stream, execution.device, (task.seed, salt), per_image)
+    draw = Draw(network, task.kept, execution.device, stream, (task.seed, salt), per_image)
     batches = task.images.batches(indices=task.sample.tolist(), keys=task.folds.tolist())
     drawn: dict[int, np.ndarray] = {}
     for batch, found in execution.map(draw, task.images, batches, f"{name}: descriptors"):
@@ -210,7 +210,7 @@ def _pooled(task: _Task, network: FisherNetwork, stage: FisherStage, stream: Str
 
     def compute() -> dict[str, Tensor]:
         batches = task.images.batches(indices=chosen.tolist(), keys=task.folds.tolist())
-        whole = Whole(network, task.kept, stream, execution.device, replace(stage, gains=None))
+        whole = Whole(network, task.kept, execution.device, stream, replace(stage, gains=None))
         found = list(execution.map(whole, task.images, batches, f"{name}: information"))
         indices = [index for batch, _ in found for index in batch.indices]
         return {"images": torch.tensor(indices), "rows": torch.from_numpy(np.concatenate([rows for _, rows in found]))}
@@ -225,7 +225,7 @@ def _fit_projection(task: _Task, network: FisherNetwork, level: int) -> Tensor:
     settings, execution, learners = task.settings, task.execution, task.learners
     encoded = execution.rows(
         f"pooled-{level + 1}-{network_digest(network)}",
-        Pool(network, task.kept, level, execution.device),
+        Pool(network, task.kept, execution.device, level),
         task.images,
         network.stages[level].num_outputs,
         indices=learners,
