@@ -277,6 +277,23 @@ def test_whitened_patches_have_unit_length_before_the_coordinates():
     torch.testing.assert_close(maps.sum(dim=(1, 2)), encodings.sum(dim=1), rtol=0, atol=1e-4)
 
 
+def test_photographs_are_seen_by_sift_intensities_and_whitened_patches():
+    images, labels = textures(4)
+    photos = replace(PRESETS["photos"].with_depth(1), components=(4,), color_components=4, patch_components=4)
+    network, _, prepared = fitted(replace(photos, bin_sizes=(4,), training_descriptors=2000), images, labels)
+    assert network.streams == [0, "colour", "grey patches"]
+    patches = network.stage("grey patches")
+    assert patches.components.whiten
+    assert len(patches.components.mean) == 36
+    parts = torch.split(
+        network.encode(prepared.load(prepared.batches()[0])),
+        [network.stage(stream).num_outputs for stream in network.streams],
+        dim=1,
+    )
+    for part, weight in zip(parts, (1.0, 0.15, 0.3), strict=True):
+        torch.testing.assert_close(part.norm(dim=1), torch.full((len(part),), (weight / 1.45) ** 0.5))
+
+
 @pytest.mark.parametrize("kind", ["lda", "softmax"])
 def test_other_projections_make_a_second_layer(grey, kind):
     images, labels = textures(5)
