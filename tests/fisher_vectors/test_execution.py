@@ -139,32 +139,34 @@ def progress(stage, done, total):
     if (stage, done) >= ({stage!r}, {done}) and stage == {stage!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-DeepFisherNetwork(**QUICK, information={information!r}, workspace={folder!r}).fit(IMAGES, LABELS, progress=progress)
+DeepFisherNetwork(**(QUICK | {options!r}), workspace={folder!r}).fit(IMAGES, LABELS, progress=progress)
 """
 
 
 @pytest.mark.parametrize(
-    ("information", "stage", "done", "left"),
+    ("options", "stage", "done", "left"),
     [
-        ("images", "layer 1: projection", 20, {"layer 1: projection": 24, "encode": 40}),
-        ("closed-form", "encode", 33, {"encode": 8}),
+        ({}, "layer 1: projection", 20, {"layer 1: projection": 24, "encode": 40}),
+        ({"information": "closed-form"}, "encode", 33, {"encode": 8}),
+        # The images themselves are known from the information, their mirror images are not.
+        ({"flips": True}, "encode", 33, {"encode": 8}),
     ],
 )
 def test_a_fit_killed_in_the_middle_goes_on_from_its_finished_chunks(
-    information, stage, done, left, tmp_path, small_chunks
+    options, stage, done, left, tmp_path, small_chunks
 ):
-    code = KILLED.format(stage=stage, done=done, information=information, folder=str(tmp_path))
+    code = KILLED.format(stage=stage, done=done, options=options, folder=str(tmp_path))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     calls = []
-    model = DeepFisherNetwork(**QUICK, information=information, workspace=tmp_path).fit(
+    model = DeepFisherNetwork(**(QUICK | options), workspace=tmp_path).fit(
         IMAGES, LABELS, progress=lambda *call: calls.append(call)
     )
     totals = {stage: total for stage, _, total in calls}
     assert "layer 1: descriptors" not in totals
     assert {stage: totals[stage] for stage in left} == left
-    assert np.array_equal(model.decision_function(UNSEEN), scores(information=information))
+    assert np.array_equal(model.decision_function(UNSEEN), scores(**options))
 
 
 def test_a_device_is_where_encodings_are_computed(expected):

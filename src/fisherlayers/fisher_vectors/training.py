@@ -94,8 +94,8 @@ def fit_network(
                 folds[members] = np.arange(len(members)) % settings.cross_fit if len(members) > 1 else -1
     sample = _stratified(strata, _SAMPLE_IMAGES, rng)
     execution = execution or Execution()
-    # Each layer, colour and patches may take their share. Descriptors on an accelerator are soon computed again.
-    kept = Kept(execution.largest_array // (settings.depth + 2) if execution.device == "cpu" else 0, folds)
+    # SIFT, colour and patches may take a third each. Descriptors on an accelerator are soon computed again.
+    kept = Kept(execution.largest_array // 3 if execution.device == "cpu" else 0, folds)
     task = _Task(images, labels, settings, seed, execution, sample, learners, folds, kept)
 
     network = FisherNetwork(settings, stages=())

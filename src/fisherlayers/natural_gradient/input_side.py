@@ -21,57 +21,54 @@ from fisherlayers.root import DenseRoot, DiagonalRoot
 __all__ = ["embedding_forward", "linear_forward"]
 
 
-def linear_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for ``nn.Linear.forward`` in a reconstructed layer.
+def _standing_in(
+    kind: type[nn.Module], from_inputs: Callable[[nn.Module, Tensor], Tensor | None]
+) -> Callable[..., Any]:
+    """Return what stands in for a layer's forward in a reconstructed layer, whose class torch made for it.
 
     Args:
-        layer: The layer, whose class is the one that torch made for its parametrization.
-        *args: As the plain layer takes them.
-        **kwargs: The same.
-
-    Returns:
-        What the plain layer returns.
+        kind: The plain layer; subclasses with a forward of their own keep it.
+        from_inputs: (layer, inputs) -> what the plain layer returns, or None to leave the call to it.
     """
-    plain = _plain_forward(layer, linear_forward)
-    inputs = args[0] if args else kwargs.get("input")
-    if plain is nn.Linear.forward and isinstance(inputs, Tensor) and len(args) + len(kwargs) == 1:
-        parts = _parts(layer, inputs)
-        if parts is not None:
-            fisher, weight, bias = parts
-            factors = fisher.reading.factors(fisher.root, fisher.shift)
-            rows = centred_product(inputs.reshape(-1, inputs.shape[-1]), fisher.mean, factors)
-            return nn.functional.linear(rows.view(inputs.shape), weight, bias)
-    return plain(layer, *args, **kwargs)
+
+    def forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        plain = _plain_forward(layer, forward)
+        inputs = args[0] if args else kwargs.get("input")
+        if plain is kind.forward and isinstance(inputs, Tensor) and len(args) + len(kwargs) == 1:
+            outputs = from_inputs(layer, inputs) if _is_plain_call(inputs) else None
+            if outputs is not None:
+                return outputs
+        return plain(layer, *args, **kwargs)
+
+    return forward
 
 
-def embedding_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for ``nn.Embedding.forward`` in a reconstructed layer.
-
-    Args:
-        layer: The layer, whose class is the one that torch made for its parametrization.
-        *args: As the plain layer takes them.
-        **kwargs: The same.
-
-    Returns:
-        What the plain layer returns.
-    """
-    plain = _plain_forward(layer, embedding_forward)
-    tokens = args[0] if args else kwargs.get("input")
-    if plain is nn.Embedding.forward and isinstance(tokens, Tensor) and len(args) + len(kwargs) == 1:
-        fisher, weight = sole_parametrization(layer, "weight")
-        if weight is not None and isinstance(fisher, DiagonalWeight) and _scales_rows(fisher, weight, tokens):
-            table = cast("nn.Embedding", layer)
-            rows = nn.functional.embedding(
-                tokens, weight, table.padding_idx, scale_grad_by_freq=table.scale_grad_by_freq
-            )
-            return rows * cast("DiagonalRoot", fisher.root).gains[tokens].unsqueeze(-1)
-    return plain(layer, *args, **kwargs)
+def _linear(layer: nn.Module, inputs: Tensor) -> Tensor | None:
+    parts = _parts(layer, inputs)
+    if parts is None:
+        return None
+    fisher, weight, bias = parts
+    factors = fisher.reading.factors(fisher.root, fisher.shift)
+    rows = centred_product(inputs.reshape(-1, inputs.shape[-1]), fisher.mean, factors)
+    return nn.functional.linear(rows.view(inputs.shape), weight, bias)
 
 
-def _scales_rows(fisher: DiagonalWeight, weight: Tensor, tokens: Tensor) -> bool:
+def _embedding(layer: nn.Module, tokens: Tensor) -> Tensor | None:
+    fisher, weight = sole_parametrization(layer, "weight")
+    if weight is None or not isinstance(fisher, DiagonalWeight) or not _scales_rows(fisher, weight):
+        return None
+    table = cast("nn.Embedding", layer)
+    rows = nn.functional.embedding(tokens, weight, table.padding_idx, scale_grad_by_freq=table.scale_grad_by_freq)
+    return rows * cast("DiagonalRoot", fisher.root).gains[tokens].unsqueeze(-1)
+
+
+linear_forward = _standing_in(nn.Linear, _linear)
+embedding_forward = _standing_in(nn.Embedding, _embedding)
+
+
+def _scales_rows(fisher: DiagonalWeight, weight: Tensor) -> bool:
     return (
-        _is_plain_call(tokens)
-        and weight.dtype == fisher.mean.dtype
+        weight.dtype == fisher.mean.dtype
         and fisher.output is None
         and fisher.layout.groups == 1
         and not is_sharded(weight)
@@ -94,8 +91,6 @@ def _plain_forward(layer: nn.Module, ours: Callable[..., Any]) -> Callable[..., 
 
 def _parts(layer: nn.Module, inputs: Tensor) -> tuple[FisherWeight, Tensor, Tensor | None] | None:
     # The Fisher layer, W' and d, if the product is to be taken on the input's side.
-    if not _is_plain_call(inputs):
-        return None
     fisher, weight = sole_parametrization(layer, "weight")
     if weight is None or not isinstance(fisher, FisherWeight):
         return None
