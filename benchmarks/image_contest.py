@@ -3,7 +3,8 @@
 Every contender sees the same training images; ConvNets train for the seconds that the Deep Fisher Network's fit took.
 The result file is written anew after each contender, so that a run that is cut short keeps what it has measured.
 Contenders that ``--peers`` leaves out keep their figures in it while the settings are the same, and those that have
-nothing to do with the settings in any case; the details name them.
+nothing to do with the settings in any case; the details name them. ``--peers-alone`` measures peers beside networks
+that have been measured before.
 """
 
 import argparse
@@ -55,6 +56,8 @@ class Contest:
         peers: which of `PEERS` take part.
         metric: "accuracy" or "error", both in per cent.
         threads: of all contenders.
+        peers_alone: whether the networks' figures are those of the result file; without the pretrained peers, whose
+            hybrids need the networks' encodings.
         one_fit: whether the shallow Fisher vector is the fitted deep network without its second layer, which saves a
             fit on large sets, instead of a network of its own; the parts of both are then left out.
         maps: whether Fisher vectors of pretrained maps take part beside the linear probe, and in the hybrids, which
@@ -69,6 +72,7 @@ class Contest:
     peers: Sequence[str] = PEERS
     metric: str = "accuracy"
     threads: int = 2
+    peers_alone: bool = False
     one_fit: bool = False
     maps: bool = True
     notes: Sequence[str] = ()
@@ -101,7 +105,7 @@ class Contest:
             if write:
                 self._write(outcomes)
 
-        if not self.one_fit:
+        if not self.one_fit and not self.peers_alone:
             fisher(1)
         small = lambda split: resized(split.images, self.side)  # noqa: E731
         quick: dict[str, tuple[Callable[[], Any], Callable[[Split], Any] | None]] = {
@@ -110,7 +114,8 @@ class Contest:
         }
         for name in [name for name in quick if name in self.peers]:
             enter(name, *quick[name])
-        fisher(2)
+        if not self.peers_alone:
+            fisher(2)
         if PROBE in self.peers:
             enter(PROBE, PretrainedProbe)
         if PROBE in self.peers and self.maps:
@@ -121,17 +126,23 @@ class Contest:
             self._hybrids(outcomes, [WIDE, MAPS] if self.maps else [PROBE])
             if write:
                 self._write(outcomes)
-        seconds = outcomes["deep"].fit_seconds
+        seconds = self._seconds_before() if self.peers_alone else outcomes["deep"].fit_seconds
         if "ConvNet" in self.peers:
             enter("ConvNet", lambda: ConvNet(seconds, width=32), small)
         if "ResNet-18" in self.peers:
             enter("ResNet-18", lambda: ResNet18(seconds, learning_rate=1e-3), small)
-        if "hybrid" not in outcomes and "ConvNet" in outcomes:
+        if "hybrid" not in outcomes and {"deep", "ConvNet"} <= outcomes.keys():
             outcomes["hybrid"] = fused(outcomes["deep"], outcomes["ConvNet"], self.data.test.labels)
             print(f"hybrid with ConvNet: {self._value(outcomes['hybrid']):.2f} %", flush=True)
             if write:
                 self._write(outcomes)
         return outcomes
+
+    def _seconds_before(self) -> float:
+        minutes = [figure.value for figure in self._kept(set()) if figure.name == "fit time, deep"]
+        if not minutes:
+            raise ValueError(f"no deep network with these settings and images stands in {self.result}.json")
+        return 60 * minutes[0]
 
     def _kept(self, measured: set[str]) -> list[Figure]:
         former = self._former
@@ -214,7 +225,10 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
     parser.add_argument("--per-class", type=int, metavar="N", help="learn from N random training images a class")
     parser.add_argument("--threads", type=int, default=2, help="of all contenders")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these peers")
+    parser.add_argument("--peers-alone", action="store_true", help="keep the networks that the result file has")
     arguments = parser.parse_args()
+    if arguments.peers_alone and PROBE in (arguments.peers or PEERS):
+        parser.error(f"--peers-alone needs --peers without {PROBE!r}: the hybrids need the networks' encodings")
     data = load(data_folder(arguments.data))
     if arguments.validate:
         train, test = held_out(data.train, 0.3, np.random.default_rng(0))
@@ -225,6 +239,7 @@ def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[
         data = data._replace(train=data.train.take(chosen), note=note)
     contest = make(data)
     contest.threads = arguments.threads
+    contest.peers_alone = arguments.peers_alone
     if arguments.peers is not None:
         contest.peers = arguments.peers
     if arguments.time_fit:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -132,12 +133,33 @@ def test_fit_recovers_separated_components_from_the_k_means_start(rows):
     torch.testing.assert_close(fitted.variances[order], truth.variances, rtol=noise, atol=0)
 
 
-def test_fit_is_a_function_of_data_and_seed():
-    rows = sample(random_mixture(6, 3), 500).float()
+@pytest.mark.parametrize("rows", [500, 12_000])
+def test_fit_is_a_function_of_data_and_seed(rows):
+    rows = sample(random_mixture(6, 3), rows).float()
     first, again, other = (fit_mixture(rows, 6, seed=seed, max_iterations=2) for seed in (4, 4, 5))
     assert torch.equal(first.means, again.means)
     assert torch.equal(first.variances, again.variances)
     assert not torch.equal(first.means, other.means)
+
+
+def test_batches_of_k_means_start_as_well_as_all_rows():
+    rows = sample(random_mixture(40, 8), 20_000, seed=3).float()
+
+    def likelihood(**start):
+        return float(log_prob(fit_mixture(rows, 40, max_iterations=5, **start), rows).mean())
+
+    def around(centers):
+        nearest = torch.cdist(rows, centers).argmin(dim=1)
+        groups = [rows[nearest == k] for k in range(40)]
+        weights = torch.tensor([len(group) / len(rows) for group in groups])
+        variances = torch.stack([group.var(0, correction=0) for group in groups])
+        return DiagonalMixture(weights, centers, variances.clamp_min(1e-3))
+
+    lloyd = likelihood(
+        start=around(torch.from_numpy(KMeans(40, n_init=1, random_state=0).fit(rows.numpy()).cluster_centers_))
+    )
+    random = likelihood(start=around(rows[:40]))
+    assert lloyd - np.mean([likelihood(seed=seed) for seed in range(4)]) < 0.25 * (lloyd - random)
 
 
 def test_progress_reports_rising_likelihood_and_the_tolerance_stops():
@@ -180,8 +202,9 @@ def test_constant_features_and_the_variance_floor():
     assert torch.isfinite(log_prob(fitted, rows)).all()
 
 
-def test_fewer_distinct_descriptors_than_components():
-    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]]).repeat(30, 1)
+@pytest.mark.parametrize("copies", [30, 4000])
+def test_fewer_distinct_descriptors_than_components(copies):
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]]).repeat(copies, 1)
     fitted = fit_mixture(rows, 8)
     assert torch.isfinite(log_prob(fitted, rows)).all()
     assert float(fitted.weights.min()) > 0

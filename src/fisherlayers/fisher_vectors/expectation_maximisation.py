@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -26,8 +27,10 @@ _CHUNK = 4096
 # A component with less than this share of its fair mass N / K keeps its mean and variances in an M-step.
 _STARVED = 1e-3
 _SMALL_SAMPLE = 10_000
-# Rows a step of k-means: larger ones take twice the time, for mixtures that are as likely after EM.
+# Rows a step of k-means, and rows in all for every component: more take more time, for mixtures that are as likely
+# after EM.
 _MINI_BATCH = 1024
+_ROWS_A_COMPONENT = 400
 
 
 def em_step(
@@ -188,23 +191,7 @@ def _k_means_start(
     descriptors: Tensor, num_components: int, seed: int, variance_floor: Tensor, min_weight: float, total: Total | None
 ) -> DiagonalMixture:
     # An empty cluster becomes a component at the cluster's centre with the variances of all the data.
-    estimator: KMeans | MiniBatchKMeans
-    if len(descriptors) <= _SMALL_SAMPLE:
-        estimator = KMeans(num_components, n_init=1, max_iter=50, random_state=seed)
-    else:
-        estimator = MiniBatchKMeans(
-            num_components,
-            n_init=1,
-            batch_size=_MINI_BATCH,
-            init_size=max(2 * _MINI_BATCH, 3 * num_components),
-            reassignment_ratio=0.0,
-            random_state=seed,
-        )
-    with warnings.catch_warnings():
-        # Fewer distinct descriptors than components: the empty clusters are dealt with below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        estimator.fit(descriptors.cpu().numpy())
-    centers = torch.from_numpy(estimator.cluster_centers_).to(descriptors)
+    centers = torch.from_numpy(_k_means(descriptors.cpu().numpy(), num_components, seed)).to(descriptors)
     variances, center = torch.var_mean(descriptors, dim=0, correction=0)
     previous = DiagonalMixture(
         torch.full_like(center[:1], 1 / num_components).expand(num_components),
@@ -223,3 +210,26 @@ def _k_means_start(
 
     moments = (total or _total)(statistics, torch.split(descriptors, _CHUNK))
     return _maximize(moments, previous, center, variance_floor, min_weight)
+
+
+def _k_means(rows: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        # Fewer distinct descriptors than components: empty clusters are dealt with by the caller.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if len(rows) <= _SMALL_SAMPLE:
+            return KMeans(num_clusters, n_init=1, max_iter=50, random_state=seed).fit(rows).cluster_centers_
+        rng = np.random.default_rng(seed)
+        # The first batch is what k-means++ chooses from. `fit` would draw each batch by a sum over all rows, and
+        # assign all of them at the end.
+        first = rng.permutation(len(rows))[: max(2 * _MINI_BATCH, 3 * num_clusters)]
+        estimator = MiniBatchKMeans(
+            num_clusters,
+            n_init=1,
+            init_size=len(first),
+            reassignment_ratio=0.0,
+            compute_labels=False,
+            random_state=seed,
+        ).partial_fit(rows[first])
+        for _ in range(-(-_ROWS_A_COMPONENT * num_clusters // _MINI_BATCH)):
+            estimator.partial_fit(rows[rng.integers(len(rows), size=_MINI_BATCH)])
+    return estimator.cluster_centers_
