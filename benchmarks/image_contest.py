@@ -198,14 +198,19 @@ class Contest:
         if convnets:
             best = max(convnets) if self.metric == "accuracy" else min(convnets)
             figures.append(Figure(f"test {self.metric}, best ConvNet", best, "%"))
+        before: dict[str, Any] = {"predict seconds": {}, "notes": []}
+        if self._former and self.peers_alone:
+            made = {key: self._former[key] for key in ("command", "commit", "cpu", "date")}
+            before = self._former["details"] | {"notes": [*self._former["details"]["notes"], {"what is kept": made}]}
+        predict_seconds = {name: outcome.predict_seconds for name, outcome in outcomes.items()}
         details = {
             "data": self.data.note,
             "images": self._images(),
             "settings": self.settings,
-            "predict seconds": {name: outcome.predict_seconds for name, outcome in outcomes.items()},
+            "predict seconds": before["predict seconds"] | predict_seconds,
             "side of the images for HOG and ConvNets": self.side,
             "kept from an earlier run": [figure.name for figure in kept],
-            "notes": list(self.notes),
+            "notes": [*before["notes"], *self.notes],
         }
         write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
 

@@ -7,10 +7,10 @@ vectors, a linear SVM with C = 1. One thread, CPU seconds, interleaved rounds.
 VLFeat's pipeline uses its binding for SIFT (exact Gaussian window), mixture and encoding. EM starts from our k-means,
 because the binding refuses a start of its own making; that time counts for it as for us. scikit-image has no dense
 SIFT: its pipeline gets the same descriptors from VLFeat, the exact ones for the figure and the fast ones for a figure
-beside it, then `learn_gmm` and `fisher_vector` in float32. Peers keep their descriptors between training and encoding;
-ours computes them twice, since it holds none. Flat descriptors are left out of the peers' samples: VLFeat's EM ends in
-NaN with them. The SVM of the peers is scikit-learn's LinearSVC. Peers that the result file has already are kept: they
-can be measured one by one, each with its own run of ours.
+beside it, then `learn_gmm` and `fisher_vector` in float32. All keep their descriptors between training and encoding,
+and none takes mirror images. Flat descriptors are left out of the peers' samples: VLFeat's EM ends in NaN with them.
+The SVM of the peers is scikit-learn's LinearSVC. Peers that the result file has already are kept: they can be measured
+one by one, each with its own run of ours.
 """
 
 import argparse
@@ -146,6 +146,7 @@ def ours(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarra
         position_weight=0.0,
         color=False,
         patch_side=0,
+        flips=False,
         training_descriptors=SAMPLE,
         iterations=ITERATIONS,
         C=1.0,
