@@ -9,6 +9,7 @@ that have been measured before.
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +213,15 @@ class Contest:
             "kept from an earlier run": [figure.name for figure in kept],
             "notes": [*before["notes"], *self.notes],
         }
-        write_results(self.result, figures, command=command_line(), threads=self.threads, details=details)
+        write_results(self.result, figures, command=self._command(), threads=self.threads, details=details)
+
+    def _command(self) -> str:
+        """Return the command that makes the whole file, also where peers are measured alone."""
+        words = shlex.split(self._former["command"]) if self._former and self.peers_alone else []
+        if "--peers" not in words:
+            return command_line() if not words else shlex.join(words)
+        place = words.index("--peers") + 1
+        return shlex.join([*words[:place], *(peer for peer in self.peers if peer not in words), *words[place:]])
 
 
 def main(description: str, load: Callable[[Path], LabelledSet], make: Callable[[LabelledSet], Contest]) -> None:

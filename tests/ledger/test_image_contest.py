@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from benchmarks import image_contest
+from benchmarks.common import Figure
 from benchmarks.image_hybrid import Rows, late_fusion, together
 from benchmarks.image_outcomes import Outcome, class_mean_accuracy, fisher_outcomes, fused
 from benchmarks.image_peers import BagOfWords, linear_scores, resized
@@ -167,6 +168,41 @@ def test_contenders_that_are_left_out_keep_their_figures_while_all_else_is_the_s
         "test accuracy, HOG + SVM": 40,
     }
     assert contest(stripes(5), deep=50.0) == {"test accuracy, deep": 50.0}
+
+
+def test_peers_alone_have_the_seconds_of_the_network_that_stands_in_the_file(monkeypatch):
+    written = []
+    settings = {"preset": "small"}
+    former = {
+        "command": "python -m benchmarks.stripes --peers 'HOG + SVM' --threads 1",
+        "commit": "a" * 40,
+        "cpu": "another",
+        "date": "2026-01-01T00:00:00+00:00",
+        "figures": [vars(Figure("test accuracy, deep", 90.0, "%")), vars(Figure("fit time, deep", 0.005, "min"))],
+        "details": {
+            "images": {"train": 12, "test": 4},
+            "settings": settings,
+            "predict seconds": {"deep": 1.0},
+            "notes": ["scored once"],
+        },
+    }
+    monkeypatch.setattr(
+        image_contest, "write_results", lambda name, figures, **record: written.append((figures, record))
+    )
+    monkeypatch.setattr(image_contest, "read_results", lambda name: former)
+    data = LabelledSet("stripes", stripes(6), stripes(2), ("lying", "upright"))
+    alone = {"side": 16, "peers": ("ConvNet",), "threads": 1, "peers_alone": True}
+    outcomes = image_contest.Contest("stripes", data, settings, **alone).run()
+    assert list(outcomes) == ["ConvNet"]
+    assert 0.3 <= outcomes["ConvNet"].fit_seconds < 10
+    figures, record = written[-1]
+    assert {figure.name for figure in figures} >= {"test accuracy, deep", "fit time, deep", "test accuracy, ConvNet"}
+    assert record["command"] == "python -m benchmarks.stripes --peers ConvNet 'HOG + SVM' --threads 1"
+    assert record["details"]["predict seconds"].keys() == {"deep", "ConvNet"}
+    made = {key: former[key] for key in ("command", "commit", "cpu", "date")}
+    assert record["details"]["notes"] == ["scored once", {"what is kept": made}]
+    with pytest.raises(ValueError, match=r"no deep network with these settings and images stands in stripes\.json"):
+        image_contest.Contest("stripes", data, settings | {"C": (1.0,)}, **alone).run()
 
 
 def test_hybrids_learn_from_the_encodings_of_the_network_and_of_what_is_pretrained():
