@@ -21,10 +21,18 @@ from fisherlayers.demo.baselines import ConvNet, LinearClassifier, hog_features
 
 NUMBERS = (10, 50, 100)
 COSTS = (3.0, 10.0)
-# Measured before preset "photos" had patches.
+# Measured before preset "photos" had patches, and preset "small" a smaller weight for its own.
 PHOTOS = {"preset": "photos", "step": 6, "components": (256,), "color_weight": 0.5, "patch_side": 0, "C": COSTS}
 GRID = {"step": 3, "patch_step": 2}
-SMALL = {"preset": "small", **GRID, "components": (128,), "mirror": True, "color": False, "C": COSTS}
+SMALL = {
+    "preset": "small",
+    **GRID,
+    "components": (128,),
+    "mirror": True,
+    "color": False,
+    "patch_weight": 1.0,
+    "C": COSTS,
+}
 # Loader, settings, side of the images for HOG and the ConvNet, the bag of words' scales and step.
 SETS: dict[str, tuple[Any, dict[str, Any], int, dict[str, Any]]] = {
     "15-Scenes": (fifteen_scenes, PHOTOS, 128, {"step": 8}),

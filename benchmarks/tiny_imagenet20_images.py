@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "components": (128, 64),
     "color": False,
     "patch_step": 2,
+    "patch_weight": 1.0,
     "mirror": True,
     "layer_weight": 0.8,
     "projection_images": 6_000,

@@ -84,12 +84,28 @@ def test_a_clipped_step_diverges_by_the_limit(form):
     torch.testing.assert_close(step(model, kl_clip=divergence * 1.01), whole)
 
 
+def test_weight_decay_is_decoupled_and_passes_over_what_has_no_gradient():
+    model, inputs, targets = small(), torch.randn(10, 4), torch.randint(0, 3, (10,))
+    model.unused = nn.Parameter(torch.ones(3))
+    plain = copy.deepcopy(model)
+    before = nn.utils.parameters_to_vector(model.parameters()).detach()
+    for network, decay in ((model, 0.4), (plain, 0.0)):
+        optimizer = ExactNaturalGradient(network, lr=0.5, damping=0.1, weight_decay=decay)
+        optimizer.observe(inputs)
+        functional.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+    shrunk, free = (nn.utils.parameters_to_vector(network.parameters()) for network in (model, plain))
+    used = torch.cat([torch.full_like(p, float(p.grad is not None)).flatten() for p in model.parameters()])
+    assert 0 < float(used.sum()) < len(used)
+    torch.testing.assert_close(shrunk, free - 0.5 * 0.4 * used * before)
+
+
 def test_a_state_without_a_limit_on_steps_goes_on_without_one():
     model, inputs, targets = small(), torch.randn(10, 4), torch.randint(0, 3, (10,))
     free = copy.deepcopy(model)
     loaded = ExactNaturalGradient(model, lr=0.5, damping=0.1, kl_clip=1e-9)
     state = loaded.state_dict()
-    del state["param_groups"][0]["kl_clip"]
+    del state["param_groups"][0]["kl_clip"], state["param_groups"][0]["weight_decay"]
     loaded.load_state_dict(state)
     for network, optimizer in ((model, loaded), (free, ExactNaturalGradient(free, lr=0.5, damping=0.1))):
         optimizer.observe(inputs)
@@ -300,6 +316,7 @@ def test_forms_that_do_not_fit_in_memory_say_what_to_do():
         ({"lr": 0.0}, "lr must be positive"),
         ({"damping": 0.0}, "damping must be positive"),
         ({"kl_clip": 0.0}, "kl_clip must be positive, in nats, or None"),
+        ({"weight_decay": -1e-3}, "weight_decay must be a number of at least 0, got -0.001"),
         ({"output": "poisson"}, "output must be 'softmax' or 'gaussian', got 'poisson'"),
         ({"form": "sparse"}, "form must be 'auto', 'dense' or 'samples', got 'sparse'"),
     ],

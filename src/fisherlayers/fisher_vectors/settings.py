@@ -257,6 +257,7 @@ PRESETS: dict[str, NetworkSettings] = {
         color_components=64,
         color_weight=0.3,
         patch_side=6,
+        patch_weight=0.5,
     ),
     # Simonyan, Vedaldi and Zisserman 2013: 24 x 24 patches at 5 scales of ratio sqrt(2), stride 3.
     "paper": NetworkSettings(
