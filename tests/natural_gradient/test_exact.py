@@ -100,12 +100,44 @@ def test_weight_decay_is_decoupled_and_passes_over_what_has_no_gradient():
     torch.testing.assert_close(shrunk, free - 0.5 * 0.4 * used * before)
 
 
+@pytest.mark.parametrize("kl_clip", [None, 1e-6])
+def test_momentum_adds_up_directions_and_is_part_of_the_state(kl_clip):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(10, 4), torch.randint(0, 3, (10,))
+    model = small()
+    reference = copy.deepcopy(model)
+    optimizer = ExactNaturalGradient(model, lr=0.3, damping=0.1, momentum=0.9, kl_clip=kl_clip)
+    velocity = 0.0
+    for turn in range(4):
+        for network in (model, reference):
+            network.zero_grad()
+            functional.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+        # One step without momentum from the same place gives the direction.
+        alone = copy.deepcopy(reference)
+        single = ExactNaturalGradient(alone, lr=0.3, damping=0.1, kl_clip=kl_clip)
+        single.observe(inputs)
+        for mine, theirs in zip(alone.parameters(), reference.parameters(), strict=True):
+            mine.grad = theirs.grad
+        before = nn.utils.parameters_to_vector(reference.parameters()).detach()
+        single.step()
+        velocity = 0.9 * velocity + before - nn.utils.parameters_to_vector(alone.parameters()).detach()
+        nn.utils.vector_to_parameters(before - velocity, reference.parameters())
+        vectors = [nn.utils.parameters_to_vector(network.parameters()) for network in (model, reference)]
+        torch.testing.assert_close(*vectors, rtol=1e-5, atol=1e-6)
+        if turn == 1:
+            saved = optimizer.state_dict()
+            optimizer = ExactNaturalGradient(model, lr=1.0)
+            optimizer.load_state_dict(saved)
+
+
 def test_a_state_without_a_limit_on_steps_goes_on_without_one():
     model, inputs, targets = small(), torch.randn(10, 4), torch.randint(0, 3, (10,))
     free = copy.deepcopy(model)
     loaded = ExactNaturalGradient(model, lr=0.5, damping=0.1, kl_clip=1e-9)
     state = loaded.state_dict()
-    del state["param_groups"][0]["kl_clip"], state["param_groups"][0]["weight_decay"]
+    for newer in ("kl_clip", "momentum", "weight_decay"):
+        del state["param_groups"][0][newer]
     loaded.load_state_dict(state)
     for network, optimizer in ((model, loaded), (free, ExactNaturalGradient(free, lr=0.5, damping=0.1))):
         optimizer.observe(inputs)
@@ -316,6 +348,7 @@ def test_forms_that_do_not_fit_in_memory_say_what_to_do():
         ({"lr": 0.0}, "lr must be positive"),
         ({"damping": 0.0}, "damping must be positive"),
         ({"kl_clip": 0.0}, "kl_clip must be positive, in nats, or None"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"weight_decay": -1e-3}, "weight_decay must be a number of at least 0, got -0.001"),
         ({"output": "poisson"}, "output must be 'softmax' or 'gaussian', got 'poisson'"),
         ({"form": "sparse"}, "form must be 'auto', 'dense' or 'samples', got 'sparse'"),

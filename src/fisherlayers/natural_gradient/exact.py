@@ -88,6 +88,7 @@ class ExactNaturalGradient(Optimizer):
         kl_clip: Longest step in nats: a step δ with ½ δᵀ (F + λ I) δ above it is shortened to it (KL clipping, Ba,
             Grosse and Martens 2017). More than 0; None for no limit. On small batches of which the model has become
             certain, F and with it λ are so small that steps need one.
+        momentum: Of the directions, as SGD has it of gradients, in [0, 1); ``kl_clip`` then limits what one batch adds.
         weight_decay: Decoupled: each step also shrinks parameters that have a gradient by ``lr`` times this share.
 
     Raises:
@@ -112,6 +113,7 @@ class ExactNaturalGradient(Optimizer):
         output: Output = "softmax",
         form: Form = "auto",
         kl_clip: float | None = None,
+        momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
         if not lr > 0:
@@ -123,11 +125,13 @@ class ExactNaturalGradient(Optimizer):
             raise ValueError(f"form must be 'auto', 'dense' or 'samples', got {form!r}")
         if kl_clip is not None and not kl_clip > 0:
             raise ValueError(f"kl_clip must be positive, in nats, or None for no limit, got {kl_clip}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         if not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
         trained = [p for p in model.parameters() if p.requires_grad]
-        defaults = {"lr": lr, "damping": damping, "kl_clip": kl_clip, "weight_decay": weight_decay}
-        super().__init__(trained, defaults)
+        limits = {"damping": damping, "kl_clip": kl_clip}
+        super().__init__(trained, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **limits})
         self._model = model
         self._output: Output = output
         self._form: Form = form
@@ -185,15 +189,21 @@ class ExactNaturalGradient(Optimizer):
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         directions = self._solve(gradient, group["damping"])
         length = group["lr"]
-        # States that were saved before there were these two do not have them.
-        limit, shrinkage = group.get("kl_clip"), group["lr"] * group.get("weight_decay", 0.0)
+        # States that were saved before there were these do not have them.
+        limit, momentum, decay = group.get("kl_clip"), group.get("momentum", 0.0), group.get("weight_decay", 0.0)
         if limit is not None:
             slope = sum(float((g.double() * d).sum()) for g, d in zip(gradient, directions, strict=True))
-            length *= clip_factor(length**2 * slope / 2, limit)
+            factor = clip_factor(length**2 * slope / 2, limit)
+            directions = [direction * factor for direction in directions]
         for parameter, direction in zip(parameters, directions, strict=True):
+            step = direction.to(parameter.dtype)
+            if momentum:
+                state = self.state[parameter]
+                before = state.get("momentum_buffer")
+                step = state["momentum_buffer"] = step if before is None else before.mul_(momentum).add_(step)
             if parameter.grad is not None:
-                parameter.mul_(1 - shrinkage)
-            parameter.sub_(direction.to(parameter.dtype), alpha=length)
+                parameter.mul_(1 - length * decay)
+            parameter.sub_(step, alpha=length)
         return loss
 
     @torch.enable_grad()
