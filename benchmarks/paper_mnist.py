@@ -5,9 +5,9 @@ SNGD is SGD with momentum 0.9 and weight decay on the reconstructed network (`re
 lowest validation loss of runs of a fifth of the epochs), then trained once a seed; the test images are scored once,
 after the last step.
 
-Exact NGD has the full Fisher information of each batch, and the same momentum and weight decay. It and SNGD run for the same number
-of epochs, the same batches, each with as many learning rates tried; seconds an epoch are CPU seconds on one thread,
-the mean of the whole run.
+Exact NGD has the full Fisher information of each batch, and the same momentum and weight decay. It and SNGD run for the
+same number of epochs, the same batches, each with as many learning rates tried; seconds an epoch are CPU seconds on one
+thread, the mean of the whole run.
 Run: python -m benchmarks.paper_mnist --journal FILE
 """
 
