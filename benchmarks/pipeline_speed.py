@@ -184,7 +184,7 @@ def share_of_gemm_peak(rounds: int) -> tuple[float, tuple[float, float], dict[st
 def against(
     name: str, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], rounds: int
 ) -> dict[str, Any]:
-    """Time one peer and ours, round by round."""
+    """Time one peer and ours, round by round, after a warm-up on an image of each photograph."""
     exact = not name.endswith("fast")
     if name.startswith("VLFeat"):
         options = {"mixture": vlfeat_mixture, "encode": lambda rows, parts: fisher(rows, *parts, improved=True)}
@@ -202,6 +202,9 @@ def against(
     def mine() -> None:
         accuracies["ours"] = ours(train, test)
 
+    few = crops(1, 2)
+    peer(few, few, {}, fast=not exact, **options)
+    ours(few, few)
     timings = interleaved({name: theirs, "ours": mine}, rounds=rounds, warmup=0)
     return {
         "images": {"train": len(train[0]), "test": len(test[0]), "side": SIDE},
