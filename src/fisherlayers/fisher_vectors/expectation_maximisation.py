@@ -27,9 +27,10 @@ _CHUNK = 4096
 # A component with less than this share of its fair mass N / K keeps its mean and variances in an M-step.
 _STARVED = 1e-3
 _SMALL_SAMPLE = 10_000
-# Rows a step of k-means, and rows in all for every component: more take more time, for mixtures that are as likely
-# after EM.
+# Rows a step of k-means, the fewest steps, and rows in all for every component: more take more time, for mixtures that
+# are as likely after EM.
 _MINI_BATCH = 1024
+_LEAST_STEPS = 50
 _ROWS_A_COMPONENT = 400
 
 
@@ -230,6 +231,6 @@ def _k_means(rows: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
             compute_labels=False,
             random_state=seed,
         ).partial_fit(rows[first])
-        for _ in range(-(-_ROWS_A_COMPONENT * num_clusters // _MINI_BATCH)):
+        for _ in range(max(_LEAST_STEPS, _ROWS_A_COMPONENT * num_clusters // _MINI_BATCH)):
             estimator.partial_fit(rows[rng.integers(len(rows), size=_MINI_BATCH)])
     return estimator.cluster_centers_

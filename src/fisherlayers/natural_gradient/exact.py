@@ -130,8 +130,8 @@ class ExactNaturalGradient(Optimizer):
         if not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay}")
         trained = [p for p in model.parameters() if p.requires_grad]
-        limits = {"damping": damping, "kl_clip": kl_clip}
-        super().__init__(trained, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **limits})
+        step = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(trained, {**step, "damping": damping, "kl_clip": kl_clip})
         self._model = model
         self._output: Output = output
         self._form: Form = form
