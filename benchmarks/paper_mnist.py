@@ -9,16 +9,18 @@ Exact NGD has the full Fisher information of each batch, and the same momentum a
 same number of epochs, the same batches, each with as many learning rates tried; seconds an epoch are CPU seconds on one
 thread, the mean of the whole run.
 Run: python -m benchmarks.paper_mnist --journal FILE
+What was chosen on held-out images, for example: --held-out 0.025 --weight-decay 0 --shapes mnist-narrow
 """
 
 import argparse
-import dataclasses
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import SGD
+from torch import nn
+from torch.optim import SGD, Optimizer
 
 from benchmarks.common import Figure, command_line, write_results
 from fisherlayers.data import load_mnist
@@ -40,30 +42,32 @@ MOMENTUM = 0.9
 """Of both."""
 WEIGHT_DECAY = 3e-3
 """On W, of both; chosen for SNGD on the held-out images."""
-BOTH: dict[str, Any] = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
 TUNING_SEED = 1000
 
-NGD = Method(
-    "exact NGD",
-    "exact NGD",
-    Base(
-        lambda model, rate: [ExactNaturalGradient(model, lr=rate, damping=DAMPING, kl_clip=KL_CLIP, **BOTH)],
-        0.1,
-        (1e-2, 3.0),
-        f"full Fisher information of each batch, damping {DAMPING:g} over its mean eigenvalue, steps of at most "
-        f"{KL_CLIP:g} nats, momentum {MOMENTUM:g}, decoupled weight decay {WEIGHT_DECAY:g}",
-    ),
-)
-_SGD = make_method("SGD", reconstructed=True)
-SNGD = dataclasses.replace(
-    _SGD,
-    name="SNGD",
-    optimizer=dataclasses.replace(
-        _SGD.optimizer,
-        make=lambda model, rate: [SGD(model.parameters(), lr=rate, **BOTH)],
-        settings=f"momentum {MOMENTUM:g}, weight decay {WEIGHT_DECAY:g}",
-    ),
-)
+
+def exact_ngd(momentum: float = MOMENTUM, weight_decay: float = WEIGHT_DECAY, damping: float = DAMPING) -> Method:
+    """Return the exact natural gradient as a contender."""
+
+    def make(model: nn.Module, rate: float) -> list[Optimizer]:
+        options = {"momentum": momentum, "weight_decay": weight_decay, "damping": damping, "kl_clip": KL_CLIP}
+        return [ExactNaturalGradient(model, lr=rate, **options)]
+
+    settings = (
+        f"full Fisher information of each batch, damping {damping:g} over its mean eigenvalue, steps of at most "
+        f"{KL_CLIP:g} nats, momentum {momentum:g}, decoupled weight decay {weight_decay:g}"
+    )
+    return Method("exact NGD", "exact NGD", Base(make, 0.1, (1e-2, 3.0), settings))
+
+
+def sngd(momentum: float = MOMENTUM, weight_decay: float = WEIGHT_DECAY) -> Method:
+    """Return reconstructed SGD as a contender."""
+
+    def make(model: nn.Module, rate: float) -> list[Optimizer]:
+        return [SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)]
+
+    method = make_method("SGD", reconstructed=True)
+    settings = f"momentum {momentum:g}, weight decay {weight_decay:g}"
+    return replace(method, name="SNGD", optimizer=replace(method.optimizer, make=make, settings=settings))
 
 
 class Shape:
@@ -76,7 +80,7 @@ class Shape:
         data = load_mnist()
         test = Examples(torch.tensor(data.test_images).float() / 255, torch.tensor(data.test_labels).long())
         # Its one evaluation after the first step is at the end.
-        self.final_task = dataclasses.replace(task, validation=test, validation_size=None)
+        self.final_task = replace(task, validation=test, validation_size=None)
         self.journal = journal
 
     def tune(self, method: Method, *, steps: int, trials: int) -> float:
@@ -94,6 +98,10 @@ class Shape:
         """Train on the training images but the held-out ones, and score the test images at the end."""
         return self._run(self.final_task, method, rate, seed, steps, every=steps)
 
+    def held_out(self, method: Method, rate: float, *, steps: int) -> Run:
+        """Train, and score held-out training images four times."""
+        return self._run(self.task, method, rate, TUNING_SEED, steps, every=max(1, steps // 4))
+
     def _loss(self, method: Method, rate: float, steps: int) -> float:
         run = self._run(self.task, method, rate, TUNING_SEED, steps, every=max(1, steps // 3))
         loss = lowest_validation_loss(run)
@@ -106,6 +114,7 @@ class Shape:
             "task": task.title,
             "split": split,
             "method": method.name,
+            "settings": method.optimizer.settings,
             "options": effective_options(method),
             **shared,
         }
@@ -146,9 +155,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="of SNGD (default: 1); exact NGD has one")
     parser.add_argument("--trials", type=int, default=5, help="learning rates a method (default: 5)")
     parser.add_argument("--journal", type=Path, help="file that keeps finished runs: a stopped run goes on from it")
+    parser.add_argument("--held-out", type=float, metavar="RATE", help="score held-out images alone; writes nothing")
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=SHAPES, help="with --held-out")
+    parser.add_argument("--method", choices=("SNGD", "exact NGD"), default="SNGD", help="with --held-out")
+    parser.add_argument("--momentum", type=float, default=MOMENTUM, help="with --held-out")
+    parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY, help="with --held-out")
+    parser.add_argument("--damping", type=float, default=DAMPING, help="of exact NGD, with --held-out")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     journal = Journal(chosen.journal)
+    if chosen.held_out is not None:
+        shared = (chosen.momentum, chosen.weight_decay)
+        method = sngd(*shared) if chosen.method == "SNGD" else exact_ngd(*shared, chosen.damping)
+        for shape in (Shape(name, journal) for name in chosen.shapes):
+            points = shape.held_out(method, chosen.held_out, steps=chosen.epochs * shape.epoch).points[1:]
+            for point in points:
+                print(f"{point.step:>6} steps  {point.validation_metric:.2f} %  loss {point.validation_loss:.4f}")
+        return
+    ours_by, exact_by = sngd(), exact_ngd()
 
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -156,12 +180,12 @@ def main() -> None:
     for name in SHAPES:
         shape = Shape(name, journal)
         steps = chosen.epochs * shape.epoch
-        rate, ours = shape.tuned_runs(SNGD, steps=steps, trials=chosen.trials, seeds=chosen.seeds)
+        rate, ours = shape.tuned_runs(ours_by, steps=steps, trials=chosen.trials, seeds=chosen.seeds)
         figures.append(accuracy_figure(f"SNGD test accuracy, {name}", ours))
         accuracies.append(median_accuracy(ours))
         details[name] = {"title": shape.task.title, "steps": steps, "learning rate, SNGD": rate}
         if name in COMPARED:
-            rate, exact = shape.tuned_runs(NGD, steps=steps, trials=chosen.trials)
+            rate, exact = shape.tuned_runs(exact_by, steps=steps, trials=chosen.trials)
             figures.append(accuracy_figure(f"exact NGD test accuracy, {name}", exact))
             details[name]["learning rate, exact NGD"] = rate
             differences[name] = abs(accuracies[-1] - median_accuracy(exact))
@@ -177,9 +201,9 @@ def main() -> None:
         threads=1,
         details={
             "protocol": __doc__,
-            "SNGD": SNGD.optimizer.settings,
-            "exact NGD": NGD.optimizer.settings,
-            "reconstruct": effective_options(SNGD),
+            "SNGD": ours_by.optimizer.settings,
+            "exact NGD": exact_by.optimizer.settings,
+            "reconstruct": effective_options(ours_by),
         }
         | details,
     )
