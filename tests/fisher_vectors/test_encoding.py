@@ -47,11 +47,15 @@ def test_score_is_the_gradient_of_log_prob(components, features, rows, seed):
     )
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["autograd", "in place"])
 @pytest.mark.parametrize(("assignment", "threshold"), [("soft", 0.0), ("soft", 0.05), ("hard", 0.0)])
-def test_encoding_is_the_double_loop(assignment, threshold):
+def test_encoding_is_the_double_loop(assignment, threshold, recorded):
     mixture = random_mixture(5, 3, spread=1.0)
     images = torch.stack([sample(mixture, 12, seed=s) for s in range(3)])
-    encodings = fisher_vectors(mixture, images, assignment=assignment, threshold=threshold)
+    before = images.clone()
+    with torch.set_grad_enabled(recorded):
+        encodings = fisher_vectors(mixture, images, assignment=assignment, threshold=threshold)
+    assert torch.equal(images, before)
     assert encodings.shape == (3, 2 * 5 * 3)
     for image, result in zip(images, encodings, strict=True):
         torch.testing.assert_close(result, fisher_vector_loops(mixture, image, assignment, threshold))

@@ -67,7 +67,7 @@ def em_step(
         powers = joint.powers(rows)
         log_joint = joint(powers)
         largest = log_joint.amax(dim=-1)
-        shares = posteriors(log_joint)
+        shares = posteriors(log_joint, largest)
         moments = torch.cat([shares.sum(dim=0).unsqueeze(-1), shares.mT @ powers], dim=-1).double()
         # log p = log w_k N_k - log gamma_k, for the k of the largest posterior: cheaper than a second log-sum-exp
         log_density = largest - shares.amax(dim=-1).log()
@@ -159,10 +159,11 @@ def fit_mixture(
         raise ValueError(f"start must have means of shape {expected}, got {tuple(start.means.shape)}")
     if descriptors.dtype in {torch.float16, torch.bfloat16}:
         descriptors = descriptors.float()
-    finite = torch.isfinite(descriptors).all(dim=-1)
-    if not bool(finite.all()):
-        raise ValueError(f"descriptors must be finite, found NaN or infinity in {int((~finite).sum())} rows")
     variances = descriptors.var(dim=0, correction=0).double()
+    if not bool(torch.isfinite(variances).all()):
+        infinite = ~torch.isfinite(descriptors).all(dim=-1)
+        if bool(infinite.any()):
+            raise ValueError(f"descriptors must be finite, found NaN or infinity in {int(infinite.sum())} rows")
     if float(variances.max()) <= 0:
         raise ValueError("descriptors must differ from each other, all rows are equal")
     floor = variance_floor * variances.clamp_min(1e-3 * float(variances.mean()))

@@ -136,8 +136,14 @@ class LogJoint(NamedTuple):
         Returns:
             (..., 2 D).
         """
-        centered = descriptors - self.center
-        return torch.cat([centered, centered.square()], dim=-1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            centered = descriptors - self.center
+            return torch.cat([centered, centered.square()], dim=-1)
+        powers = descriptors.new_empty(*descriptors.shape[:-1], 2 * descriptors.shape[-1])
+        centered, squares = powers.chunk(2, dim=-1)
+        torch.sub(descriptors, self.center, out=centered)
+        torch.mul(centered, centered, out=squares)
+        return powers
 
     def __call__(self, powers: Tensor) -> Tensor:
         """Return log w_k N_k(x).
@@ -204,17 +210,18 @@ def responsibilities(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
     return posteriors(_log_joint(mixture, descriptors))
 
 
-def posteriors(log_joint: Tensor) -> Tensor:
+def posteriors(log_joint: Tensor, largest: Tensor | None = None) -> Tensor:
     """Return posteriors from log w_k N_k(x).
 
     Args:
         log_joint: (..., K); written to where gradients are off.
+        largest: The largest of each row, (...), where it is known already.
 
     Returns:
         (..., K); rows sum to one.
     """
     # exp(-80) = 2e-35 stands for everything smaller: arithmetic with denormal numbers is many times slower.
-    floor = log_joint.detach().amax(dim=-1, keepdim=True) - 80.0
+    floor = (log_joint.detach().amax(dim=-1) if largest is None else largest).unsqueeze(-1) - 80.0
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.maximum(log_joint, floor).softmax(dim=-1)
     # In place, and the rest by softmax, which keeps a row in the cache: memory traffic is what costs.

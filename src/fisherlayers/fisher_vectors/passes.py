@@ -6,12 +6,14 @@ what was kept of the passes before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fisherlayers.fisher_vectors.descriptors import DescriptorGrid
 from fisherlayers.fisher_vectors.images import Batch
 from fisherlayers.fisher_vectors.kept import Kept
 from fisherlayers.fisher_vectors.network import FisherNetwork
@@ -109,18 +111,14 @@ class Draw(_Pass):
         Returns:
             For each image up to `per_image` rows [descriptor, x, y].
         """
-        rows = torch.cat(
-            [
-                torch.cat([g.descriptors, g.positions.expand(*g.descriptors.shape[:-1], 2)], dim=-1).flatten(1, 2)
-                for g in self.streams(images, batch).descriptors(self.stream)
-            ],
-            dim=1,
-        )
+        grids = self.streams(images, batch).descriptors(self.stream)
+        counts = [grid.positions[..., 0].numel() for grid in grids]
         chosen = []
-        for image, index in zip(rows.cpu().numpy(), batch.indices, strict=True):
+        for image, index in enumerate(batch.indices):
             # A generator an image: the sample depends neither on the batches nor on the order of the workers.
             rng = np.random.default_rng((*self.seed, index))
-            chosen.append(image[rng.permutation(len(image))[: self.per_image]])
+            places = torch.from_numpy(rng.permutation(sum(counts))[: self.per_image]).to(self.device)
+            chosen.append(_rows_at(grids, counts, image, places).cpu().numpy())
         return chosen
 
 
@@ -144,3 +142,16 @@ class Whole(_Pass):
         stage = self.stage.to(self.device)
         descriptors = self.streams(images, batch).descriptors(self.stream)
         return stage.pool(stage.prepare(descriptors)).cpu().numpy()
+
+
+def _rows_at(grids: Sequence[DescriptorGrid], counts: Sequence[int], image: int, places: Tensor) -> Tensor:
+    # [descriptor, x, y] of an image, (places, D + 2), by the places in all grids one after the other: what is not drawn
+    # is not copied.
+    rows = grids[0].descriptors.new_empty(len(places), grids[0].descriptors.shape[-1] + 2)
+    start = 0
+    for grid, count in zip(grids, counts, strict=True):
+        here = (places >= start) & (places < start + count)
+        at = places[here] - start
+        rows[here] = torch.cat([grid.descriptors[image].flatten(0, 1)[at], grid.positions.flatten(0, 1)[at]], dim=-1)
+        start += count
+    return rows
