@@ -176,10 +176,12 @@ def test_half_precision_of_encodings_and_nothing_held_out(model):
 
 def test_classes_of_one_image():
     images, labels = textures(4)
-    few = DeepFisherNetwork(**QUICK).fit([*images[:8], images[9]], [*labels[:8], "rare"])
+    with pytest.warns(UserWarning, match="a class has a single image, so that nothing can be held out"):
+        few = DeepFisherNetwork(**QUICK).fit([*images[:8], images[9]], [*labels[:8], "rare"])
     assert len(few.classes_) == 5
     assert np.isfinite(few.decision_function(images)).all()
-    pair = DeepFisherNetwork(**QUICK).fit(images[:2], labels[:2])
+    with pytest.warns(UserWarning, match="a class has a single image"):
+        pair = DeepFisherNetwork(**QUICK).fit(images[:2], labels[:2])
     assert (pair.predict(images[:2]) == labels[:2]).all()
 
 

@@ -65,3 +65,36 @@ def test_bad_arguments(fitted):
         model.export_program((1000, 1000))
     with pytest.raises(ValueError, match="channels must be 1 or 3"):
         model.export_program((28, 28), channels=2)
+
+
+def test_what_cannot_be_exported_is_said_at_once(fitted, tmp_path):
+    model, _ = fitted
+    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+        model.export_onnx(tmp_path / "nowhere" / "model.onnx", (28, 28))
+    for size in (28, "28", (28, 28, 3), (28.5, 28)):
+        with pytest.raises(ValueError, match="image_size must be"):
+            model.export_program(size)
+
+
+def test_only_a_module_of_the_same_network_is_taken_over(fitted):
+    _, images = fitted
+    other = DeepFisherNetwork(depth=1, **(SMALL | {"components": 6, "dimensions": 4, "patch_side": 0}))
+    same_length = DeepFisherNetwork(depth=1, **(SMALL | {"components": 4, "dimensions": 6, "patch_side": 0}))
+    y = np.arange(len(images)) % 2
+    first, second = (each.set_params(position_weight=0.0).fit(images, y) for each in (other, same_length))
+    assert first.coef_.shape == second.coef_.shape
+    with pytest.raises(ValueError, match="module is of another network"):
+        first.update_from(second.to_module())
+    with pytest.raises(TypeError, match="must come from to_module"):
+        first.update_from(torch.nn.Linear(2, 2))
+    first.update_from(first.to_module())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evidence_needs_no_gradients_of_the_caller(fitted, mode):
+    model, images = fitted
+    expected = model.evidence(images[:2])
+    with mode():
+        found = model.evidence(images[:2])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

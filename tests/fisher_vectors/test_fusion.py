@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from fisher_vectors.texture_images import textures
@@ -170,3 +171,36 @@ def test_bad_arguments():
         module_outputs(torch.nn.Flatten(), [images[0], images[1][:9]])
     with pytest.raises(ValueError, match=r"module must return \(B, F\)"):
         module_outputs(torch.nn.Flatten(0), images, channels=1)
+
+
+class Paired(Guess):
+    """Checks that every path comes with the label that it names."""
+
+    def fit(self, images, y):
+        assert [path.split("_")[1] for path in images] == list(y)
+        return super().fit(images, y)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_columns_of_a_data_frame_count_by_position(first):
+    pandas = pytest.importorskip("pandas")
+    names = [f"{i}_{'abc'[i % 3]}" for i in range(12)]
+    frame = pandas.DataFrame({"path": names, "label": [name[-1] for name in names]}).sample(frac=1, random_state=0)
+    frame = frame[first:]
+    LateFusion([("one", Paired()), ("other", Paired())], cv=np.int64(2), random_state=0).fit(frame.path, frame.label)
+
+
+def test_what_fusion_cannot_take_is_said():
+    images, labels = textures(4)
+    pair = [("one", Guess()), ("other", Guess())]
+    with pytest.raises(ValueError, match="fusion knows no several labels"):
+        LateFusion(pair, cv=2).fit(images, np.eye(len(images), 3))
+    with pytest.raises(ValueError, match=r"y must hold one label an image, \(n,\)"):
+        LateFusion(pair, cv=2).fit(images, None)
+    with pytest.raises(ValueError, match="members must be"):
+        LateFusion([Guess(), Guess()], cv=2).fit(images, labels)
+    with pytest.raises(NotFittedError):
+        LateFusion(pair, cv="prefit").fit(images, labels)
+    with pytest.warns(DataConversionWarning):
+        column = LateFusion(pair, cv=2, random_state=0).fit(images, np.array(labels)[:, None])
+    assert column.classes_.tolist() == sorted(set(labels))

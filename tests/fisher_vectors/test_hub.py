@@ -94,3 +94,11 @@ def test_copies_by_python_have_the_same_scores(fitted, tmp_path):
     import torch
 
     np.testing.assert_allclose(module(torch.tensor(batch)).detach(), expected, atol=1e-4)
+
+
+def test_the_model_of_another_library_is_not_overwritten(fitted, tmp_path):
+    model, _ = fitted
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(FileExistsError, match="is no model folder of fisherlayers"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "vit"}'

@@ -111,3 +111,55 @@ def test_mirrored_images_follow_the_originals():
 def test_refused(images, error, message):
     with pytest.raises(error, match=message):
         ImageList(images)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "LA", "RGBA", "1", "I;16"])
+def test_opened_images_are_those_of_their_files(tmp_path, mode):
+    generator = np.random.default_rng(0)
+    colour = Image.fromarray(generator.integers(256, size=(9, 7, 3), dtype=np.uint8))
+    image = (
+        colour.quantize(8)
+        if mode == "P"
+        else colour.convert("L").convert(mode)
+        if mode == "I;16"
+        else colour.convert(mode)
+    )
+    path = tmp_path / ("a.tif" if mode in {"CMYK", "YCbCr", "I;16"} else "a.png")
+    image.save(path)
+    opened, from_file = load_all(ImageList([image, path]))
+    torch.testing.assert_close(opened, from_file, rtol=0, atol=2 / 255)  # YCbCr is rounded twice
+
+
+def test_the_orientation_of_an_opened_photograph_is_applied(tmp_path):
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        first, second = load_all(ImageList([opened, tmp_path / "a.png"]))
+    assert first.shape == (1, 4, 3)
+    assert torch.equal(first, second)
+
+
+def test_arrays_of_paths_and_of_images_of_several_sizes(tmp_path):
+    pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    several = np.empty(2, dtype=object)
+    several[0], several[1] = pixels, pixels[:3]
+    for images, shapes in ((np.array([path, path]), [(1, 4, 5)] * 2), (several, [(1, 4, 5), (1, 3, 5)])):
+        assert ImageList(images).shapes == shapes
+
+
+def test_either_byte_order_of_sixteen_bits():
+    pixels = np.array([[0, 20_000], [40_000, 65_535]], dtype="<u2")
+    first, second = load_all(ImageList([pixels, pixels.astype(">u2")]))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "item", [(np.zeros((4, 4)), 1), torch.rand(4, 4, requires_grad=True), torch.rand(4, 4).bfloat16()]
+)
+def test_what_is_no_image_is_named_by_its_place(item):
+    with pytest.raises(ValueError, match=r"images\[1\] is no image but a (tuple|Tensor)"):
+        ImageList([np.zeros((4, 4)), item])

@@ -214,3 +214,63 @@ def test_weights_that_are_no_safetensors(saved):
 def test_take_checks_the_number_of_axes():
     with pytest.raises(ModelFolderError, match=r"tensor 'a' has shape \(2,\), expected \('any', 3\)"):
         take({"a": torch.zeros(2)}, "a", None, 3)
+
+
+@pytest.mark.parametrize("config", ['{"my": "app"}', "[1]", "no JSON"])
+def test_a_folder_with_a_config_of_its_own_is_left_alone(model, tmp_path, config):
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    (tmp_path / "work" / "config.json").write_text(config)
+    (tmp_path / "work" / "deep" / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match="is no model folder of fisherlayers"):
+        model.save(tmp_path / "work")
+    assert (tmp_path / "work" / "config.json").read_text() == config
+    assert (tmp_path / "work" / "deep" / "thesis.tex").read_text() == "years"
+    assert os.listdir(tmp_path) == ["work"]
+
+
+def test_other_files_beside_a_model_stay(model, saved):
+    (saved / "README.md").write_text("card")
+    (saved / "notes").mkdir()
+    (saved / "notes" / "a.txt").write_text("note")
+    (saved / "weights.safetensors").write_bytes(b"damaged")
+    model.save(saved)
+    assert (saved / "README.md").read_text() == "card"
+    assert (saved / "notes" / "a.txt").read_text() == "note"
+    assert np.array_equal(DeepFisherNetwork.load(saved).coef_, model.coef_)
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_a_link_to_a_model_stays_a_link(model, saved):
+    link = saved.parent / "latest"
+    link.symlink_to(saved)
+    model.save(link)
+    assert link.is_symlink()
+    assert np.array_equal(DeepFisherNetwork.load(link).coef_, model.coef_)
+    assert sorted(os.listdir(saved.parent)) == ["latest", "model"]
+
+
+@pytest.mark.parametrize("kind", [int, bool, str])
+def test_class_weights_come_back_under_their_labels(tmp_path, kind):
+    images, labels = textures(4)
+    y = np.array([kind(int(label in {"checks", "lying"})) for label in labels])
+    weights = {kind(0): 1.0, kind(1): 4.0}
+    model = small_model_of(images, y, class_weight=weights)
+    model.save(tmp_path / "model")
+    again = DeepFisherNetwork.load(tmp_path / "model")
+    assert again.class_weight == weights
+    assert np.array_equal(again.fit(images, y).coef_, model.coef_)
+
+
+def test_dates_are_labels(tmp_path):
+    images, labels = textures(4)
+    dates = np.where(np.array(labels) == "checks", np.datetime64("2020-01-01"), np.datetime64("2021-05-06"))
+    model = small_model_of(images, dates)
+    model.save(tmp_path / "model")
+    again = DeepFisherNetwork.load(tmp_path / "model")
+    assert again.classes_.dtype == model.classes_.dtype
+    assert np.array_equal(again.predict(images), model.predict(images))
+
+
+def small_model_of(images, labels, **parameters):
+    quick = {"depth": 1, "components": 3, "dimensions": 6, "step": 4, "training_descriptors": 500, "iterations": 2}
+    return DeepFisherNetwork(**quick, random_state=0, patch_side=0, **parameters).fit(images, labels)

@@ -150,7 +150,7 @@ class IdxSet:
         ways = [
             self.package_hint,
             f"put its four files ({', '.join(self.sha256)}, gzipped or not) in a folder "
-            f"and name that folder by the argument root or the environment variable {DATA_VARIABLE}",
+            f"and name that folder by the environment variable {DATA_VARIABLE}, or in Python by the argument root",
             f"download it once to your cache: {self.download_command}",
         ]
         listed = "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))

@@ -39,5 +39,5 @@ def find_files(
     searched = ", ".join(str(place) for place in places)
     raise DataNotFoundError(
         f"{name} is not on this machine (searched {searched}). Get {source}, put {', '.join(files)} in a folder, "
-        f"and name that folder by the argument root or the environment variable {DATA_VARIABLE}"
+        f"and name that folder by the environment variable {DATA_VARIABLE}, or in Python by the argument root"
     )

@@ -42,7 +42,10 @@ def class_weights(class_weight: ClassWeight, labels: np.ndarray) -> np.ndarray |
     if labels.ndim == 2:
         raise ValueError("class_weight must be 'balanced' or None for several labels an image, got a dictionary")
     classes = int(labels.max()) + 1
-    weights = np.array([class_weight.get(index, 1.0) for index in range(classes)], dtype=float)
+    try:
+        weights = np.array([class_weight.get(index, 1.0) for index in range(classes)], dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"class_weight must hold a number for each label, got {class_weight!r}") from None
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError(f"class_weight must hold factors that are finite and not negative, got {class_weight!r}")
     return weights

@@ -36,6 +36,7 @@ from fisherlayers.fisher_vectors.persistence import (
 )
 from fisherlayers.fisher_vectors.processes import Processes
 from fisherlayers.fisher_vectors.selection import select_svm, two_columns
+from fisherlayers.fisher_vectors.setting_values import as_whole_number, check_device
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.training import fit_network
 
@@ -270,6 +271,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             The classifier itself.
         """
         costs = self._checked_costs()
+        check_device(self.device)
         processes = Processes(process_group)
         report = reporter(self.verbose, progress) if processes.is_first else None
         memory = None if self.memory is None else parse_bytes(self.memory)
@@ -335,6 +337,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             (n, C), or (n,) for two classes: positive for ``classes_[1]``.
         """
         check_is_fitted(self)
+        check_device(self.device)
         checked = ImageList(images, each=lambda check, places: in_threads(check, places, n_jobs=self.n_jobs))
         prepared = checked.prepared(**self.settings_.preparation)
         score = _Score(self.network_, torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_), self.device)
@@ -393,7 +396,8 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             "model": type(self).__name__,
             "parameters": parameters,
             "settings": self.settings_.to_config(),
-            "classes": self.classes_.tolist(),
+            # JSON has no dates.
+            "classes": (self.classes_.astype(str) if self.classes_.dtype.kind == "M" else self.classes_).tolist(),
             "class_type": self.classes_.dtype.str,
             "multilabel": self.multilabel_,
             "C": self.C_,
@@ -425,6 +429,10 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             model.classes_ = np.array(config["classes"], dtype=np.dtype(config["class_type"]))
             model.multilabel_ = bool(config.get("multilabel", False))
             model.C_, model.temperature_ = float(config["C"]), float(config["temperature"])
+            if isinstance(model.class_weight, Mapping):
+                # The keys of a JSON object are text.
+                labels = {str(label): label for label in model.classes_.tolist()}
+                model.class_weight = {labels.get(name, name): weight for name, weight in model.class_weight.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFolderError(f"{folder} is damaged: config.json: {error!r}") from error
         model.network_ = network_from_tensors(model.settings_, tensors)
@@ -456,7 +464,13 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         return weight
 
     def _checked_costs(self) -> tuple[float, ...]:
-        costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
+        try:
+            costs = tuple(np.atleast_1d(np.asarray(self.C, dtype=float)).tolist())
+        except (TypeError, ValueError):
+            raise ValueError(f"C must be one positive number or several, got {self.C!r}") from None
+        as_whole_number("cv", self.cv)
+        if self.n_jobs is not None:
+            as_whole_number("n_jobs", self.n_jobs)
         if not costs or not all(0 < cost < np.inf for cost in costs):
             raise ValueError(f"C must be one positive number or several, got {self.C!r}")
         if self.cv < 2 and not (self.cv == 0 and len(costs) == 1):

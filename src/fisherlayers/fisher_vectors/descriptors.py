@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from math import floor, sqrt
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -149,7 +150,7 @@ def check_grid(**sizes: int) -> None:
         ValueError: If one is not an integer or below 1.
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a whole number of pixels, at least 1, got {size!r}")
 
 

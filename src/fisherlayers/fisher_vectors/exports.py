@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from fisherlayers.fisher_vectors.differentiable.network import FisherNetworkModu
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.persistence import network_tensors
+from fisherlayers.fisher_vectors.setting_values import as_whole_number
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,15 +59,22 @@ class Exports:
             module: From `to_module` of this classifier; reconstructed or not.
 
         Raises:
+            TypeError: If it is no such module.
             ValueError: If the module is not of this classifier's sizes.
         """
         check_is_fitted(self)
-        coef = module.classifier.weight.detach().cpu().float().numpy()
+        if not isinstance(module, FisherNetworkModule):
+            raise TypeError(f"module must come from to_module of this classifier, got a {type(module).__name__}")
+        coef, network = module.classifier.weight.detach().cpu().float().numpy(), module.network()
         if coef.shape != self.coef_.shape:
             raise ValueError(
                 f"module has a classifier of shape {coef.shape}, expected {self.coef_.shape}: take it from to_module"
             )
-        self.network_ = module.network()
+        found, own = ({n: tuple(t.shape) for n, t in network_tensors(n_).items()} for n_ in (network, self.network_))
+        if found != own:
+            other = sorted(name for name in found.keys() | own.keys() if found.get(name) != own.get(name))
+            raise ValueError(f"module is of another network ({', '.join(other[:3])}): take it from to_module")
+        self.network_ = network
         self.coef_ = coef.copy()
         self.intercept_ = module.classifier.bias.detach().cpu().float().numpy().copy()
         self.temperature_ = float(module.temperature)
@@ -91,6 +102,10 @@ class Exports:
         self.network_.check_mean_pooling("an evidence map")
         if not stabilizer >= 0:
             raise ValueError(f"stabilizer must be at least 0 standard errors, got {stabilizer}")
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            return self._evidence(images, label, stabilizer)
+
+    def _evidence(self, images: Any, label: Any, stabilizer: float) -> list[np.ndarray]:
         originals = ImageList(images)
         module = self.to_module(dtype=torch.float64).requires_grad_(False)
         network, settings = module.live(), self.network_.settings
@@ -147,7 +162,9 @@ class Exports:
         channels = channels if channels is not None else 3 if self.network_.has_color else 1
         if channels not in {1, 3}:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
-        height, width = image_size
+        if not isinstance(image_size, Sequence) or len(image_size) != 2:
+            raise ValueError(f"image_size must be (height, width) in pixels, got {image_size!r}")
+        height, width = (as_whole_number("image_size", side) for side in image_size)
         if not (height >= 1 and width >= 1 and height * width * settings.upsample**2 <= settings.max_pixels):
             raise ValueError(
                 f"image_size must have 1 to {settings.max_pixels // settings.upsample**2} pixels (max_pixels), got "
@@ -174,8 +191,11 @@ class Exports:
             channels: 1 or 3; as many as the network uses if None.
 
         Raises:
+            FileNotFoundError: If the folder of the file does not exist.
             ImportError: If the extra ``onnx`` is not installed.
         """
+        if not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"cannot write {os.fspath(path)}: its folder does not exist")
         try:
             import onnx  # noqa: F401  (only whether it is installed)
             import onnxscript  # noqa: F401

@@ -8,6 +8,7 @@ those of the multinomial logistic loss on scores of images that the member that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fisherlayers.fisher_vectors.calibration import fit_temperature
 from fisherlayers.fisher_vectors.selection import two_columns
@@ -91,21 +92,33 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Itself.
 
         Raises:
-            ValueError: If ``members`` are fewer than two or their names not distinct, ``cv`` has no meaning, or the
-                members do not know the same classes.
+            ValueError: If ``members`` are fewer than two or their names not distinct, ``cv`` has no meaning, ``y`` is
+                not one label an image, or the members do not know the same classes.
         """
-        names = [name for name, _ in self.members]
+        pairs = [tuple(member) if isinstance(member, Sequence) else (member,) for member in self.members]
+        if not all(len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+            raise ValueError(f"members must be (name, classifier) pairs, got {self.members!r}")
+        names = [name for name, _ in pairs]
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"members must be at least two (name, classifier) pairs of distinct names, got {names}")
-        if self.cv != "prefit" and not (isinstance(self.cv, int) and self.cv >= 2):
+        if self.cv != "prefit" and not (isinstance(self.cv, Integral) and self.cv >= 2):
             raise ValueError(f"cv must be at least 2 folds, or 'prefit', got {self.cv!r}")
+        images = _by_position(images)
         labels = np.asarray(y)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = column_or_1d(labels, warn=True)
+        if labels.ndim != 1:
+            raise ValueError(
+                f"y must hold one label an image, (n,): fusion knows no several labels, got {labels.shape}"
+            )
         if len(labels) != len(images):
             raise ValueError(f"y must hold one label an image, got {len(labels)} labels for {len(images)} images")
         classes, indices = np.unique(labels, return_inverse=True)
         if self.cv == "prefit":
-            fitted = dict(self.members)
-            classes = np.asarray(self.members[0][1].classes_)
+            fitted = dict(pairs)
+            for member in fitted.values():
+                check_is_fitted(member)
+            classes = np.asarray(pairs[0][1].classes_)
             indices = _places(classes, labels)
             held_out = {name: _scores(member, images, classes, name) for name, member in fitted.items()}
         else:
@@ -116,7 +129,7 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed = check_random_state(self.random_state).randint(2**31 - 1)
             folds = list(StratifiedKFold(int(self.cv), shuffle=True, random_state=seed).split(indices, indices))
             fitted, held_out = {}, {}
-            for name, member in self.members:
+            for name, member in pairs:
                 scores = np.empty((len(labels), len(classes)))
                 for learn, rest in folds:
                     model = clone(member).fit(_take(images, learn), labels[learn])
@@ -199,5 +212,10 @@ def _places(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array([known[value] for value in labels.tolist()])
 
 
+def _by_position(images: Any) -> Any:
+    # A column of a data frame counts by its index.
+    return images.tolist() if hasattr(images, "iloc") and hasattr(images, "tolist") else images
+
+
 def _take(images: Any, indices: np.ndarray) -> Any:
-    return images[indices] if isinstance(images, np.ndarray) else [images[index] for index in indices]
+    return images[indices] if isinstance(images, np.ndarray) else [images[int(index)] for index in indices]

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.persistence import check_place
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["HubMethods", "model_card"]
@@ -41,7 +42,8 @@ class HubMethods:
         """Write the fitted classifier and a model card to a folder, and perhaps to the hub.
 
         Args:
-            save_directory: Made if need be. A card that is there is kept.
+            save_directory: Made if need be. A card that is there is kept; the files of another model are not
+                overwritten (FileExistsError).
             repo_id: Of the hub, such as ``"name/model"``; the folder's name if None.
             push_to_hub: Whether the folder is uploaded.
             **push_to_hub_options: As for `push_to_hub`.
@@ -49,6 +51,8 @@ class HubMethods:
         Returns:
             The address of the upload, or None without one.
         """
+        if any((Path(save_directory) / name).exists() for name in _FILES):
+            check_place(save_directory)
         carrier = _carrier_class()(self)
         return carrier.save_pretrained(
             Path(save_directory), repo_id=repo_id, push_to_hub=push_to_hub, **push_to_hub_options

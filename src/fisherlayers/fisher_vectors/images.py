@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from fisherlayers.data.images import ImageReadError, read_image
+from fisherlayers.data.images import ImageReadError, read_image, to_uint8
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 
 __all__ = ["Batch", "ImageList", "warn_empty"]
@@ -206,6 +207,8 @@ def _as_sequence(images: Any) -> Any:
         raise TypeError(
             f"images must be a list of images or paths, got the single path {os.fspath(images)!r}: pass [path]"
         )
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
+        images = images.tolist()  # paths, or images of several sizes
     if isinstance(images, np.ndarray | Tensor):
         if images.ndim not in {3, 4} or (images.ndim == 3 and images.shape[-1] == 3):
             raise ValueError(
@@ -235,7 +238,11 @@ def _pixels(image: Any, index: int) -> Tensor:
             image = read_image(image)
         except ImageReadError as error:
             raise ValueError(f"images[{index}]: {error}") from error
-    array = np.asarray(image)
+    try:
+        # As from a file: palettes, other colour spaces and the orientation are brought to grey or RGB.
+        array = to_uint8(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else np.asarray(image)
+    except Exception as error:  # whatever stands in the list
+        raise ValueError(f"images[{index}] is no image but a {type(image).__name__}: {error}") from error
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in {1, 3}:
@@ -245,7 +252,7 @@ def _pixels(image: Any, index: int) -> Tensor:
     array = np.moveaxis(array, 2, 0)
     if array.dtype == np.uint8:
         return torch.tensor(np.ascontiguousarray(array))
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         return torch.tensor(array / np.float32(65_535))
     if array.dtype == np.bool_:
         return torch.tensor(array.astype(np.float32))

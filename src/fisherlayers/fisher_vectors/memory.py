@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 
 __all__ = ["memory_bytes", "parse_bytes"]
@@ -29,7 +30,7 @@ def parse_bytes(amount: int | float | str) -> int:
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", amount.lower())
         number = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
     else:
-        number = float(amount)
+        number = float(amount) if isinstance(amount, Real) else 0.0
     if not 1 <= number < float("inf"):
         raise ValueError(f"memory must be a positive number of bytes or a text such as '4GB', got {amount!r}")
     return int(number)

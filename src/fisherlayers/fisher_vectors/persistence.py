@@ -26,7 +26,15 @@ from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.stage import FisherStage
 
-__all__ = ["ModelFolderError", "network_from_tensors", "network_tensors", "read_folder", "take", "write_folder"]
+__all__ = [
+    "ModelFolderError",
+    "check_place",
+    "network_from_tensors",
+    "network_tensors",
+    "read_folder",
+    "take",
+    "write_folder",
+]
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.safetensors"
@@ -42,18 +50,17 @@ def write_folder(folder: str | os.PathLike[str], config: Mapping[str, Any], tens
     """Write a model folder, replacing a former one only once the new one is complete.
 
     Args:
-        folder: Where; its parent must exist. A folder that exists must hold a model.
+        folder: Where; its parent must exist. A folder that exists must hold a model; other files beside it, such as a
+            model card, stay.
         config: What JSON can hold.
         tensors: Name -> tensor.
 
     Raises:
-        FileExistsError: If ``folder`` exists and is no model folder.
-        OSError: If it cannot be written, for example because the disk is full; nothing is left behind, and a former
-            model is untouched.
+        OSError: If it cannot be written, for example because the disk is full, or ``folder`` exists and is no model
+            folder (FileExistsError); nothing is left behind, and a former model is untouched.
     """
-    target = Path(folder)
-    if target.exists() and not (target.is_dir() and ((target / _CONFIG).exists() or not any(target.iterdir()))):
-        raise FileExistsError(f"{target} exists and is no model folder: it will not be replaced")
+    target = Path(folder).resolve()  # a link stays one
+    check_place(target)
     weights = tensor_bytes({name: tensor.contiguous() for name, tensor in tensors.items()})
     seal = {"format": _FORMAT, "version": _VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     record = {**config, **seal}
@@ -70,6 +77,26 @@ def write_folder(folder: str | os.PathLike[str], config: Mapping[str, Any], tens
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Refuse a place that holds anything but a model of this library.
+
+    Args:
+        folder: Where a model is to be written.
+
+    Raises:
+        FileExistsError: If it exists, and is neither an empty folder nor such a model.
+    """
+    target = Path(folder)
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        ours = json.loads((target / _CONFIG).read_bytes()).get("format") == _FORMAT
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{target} exists and is no model folder of fisherlayers: it will not be replaced")
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -228,10 +255,17 @@ def _replace(staging: Path, target: Path) -> None:
         staging.rename(target)
         return
     former = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
-    target.replace(former)
+    try:
+        target.replace(former)
+    except OSError:
+        former.rmdir()
+        raise
     try:
         staging.rename(target)
     except OSError:
         former.replace(target)
         raise
+    for entry in list(former.iterdir()):
+        if entry.name not in {_CONFIG, _WEIGHTS}:
+            entry.rename(target / entry.name)
     shutil.rmtree(former, ignore_errors=True)

@@ -6,6 +6,7 @@ has target 0 in it. So the folds cost no further pass, and in the space of image
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,6 +122,12 @@ def _held_out(labels: np.ndarray, folds: int, groups: np.ndarray | None, seed: i
     split: KFold | StratifiedKFold
     number = min(folds, int(np.bincount(labels[first]).min()) if labels.ndim == 1 else len(members))
     if number < 2:
+        if folds >= 2 and len(members) > 1:
+            warnings.warn(
+                "a class has a single image, so that nothing can be held out: C is the middle one of those given, and "
+                "probabilities come from the scores of the training images",
+                stacklevel=2,
+            )
         return []
     if len(members) > _ONE_FOLD:
         number = max(number, 6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, inf
 from typing import Any, get_args
@@ -10,6 +10,7 @@ from typing import Any, get_args
 from fisherlayers.fisher_vectors.encoding import Assignment
 from fisherlayers.fisher_vectors.projection import check_projection
 from fisherlayers.fisher_vectors.semi_local import SemiLocalPooling
+from fisherlayers.fisher_vectors.setting_values import as_setting, as_whole_number
 
 __all__ = ["OVERRIDES", "PRESETS", "NetworkSettings", "resolve_settings"]
 
@@ -329,7 +330,8 @@ def resolve_settings(preset: str, depth: int, side: float, overrides: Mapping[st
             below 24 pixels are enlarged to 28 or more.
         depth: Number of layers, at least 1.
         side: Typical side of the images in pixels: the square root of the median area.
-        overrides: Setting -> value; a single number for `components` and `dimensions` counts for every layer.
+        overrides: Setting -> value; a single number for `components` and `dimensions` counts for every layer, and
+            stands for itself in `bin_sizes` and `windows`.
 
     Returns:
         The settings.
@@ -339,6 +341,7 @@ def resolve_settings(preset: str, depth: int, side: float, overrides: Mapping[st
     """
     if preset not in {"auto", *PRESETS}:
         raise ValueError(f"preset must be 'auto' or one of {sorted(PRESETS)}, got {preset!r}")
+    depth = as_whole_number("depth", depth)
     if depth < 1:
         raise ValueError(f"depth must be at least 1 layer, got {depth}")
     if preset == "auto":
@@ -347,10 +350,9 @@ def resolve_settings(preset: str, depth: int, side: float, overrides: Mapping[st
             settings = replace(settings, upsample=ceil(_ENOUGH / side))
     else:
         settings = PRESETS[preset].with_depth(depth)
-    chosen: dict[str, Any] = {}
-    for name, value in overrides.items():
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            chosen[name] = (int(value),) * depth if name in _PER_LAYER else value
-        else:
-            chosen[name] = tuple(int(entry) for entry in value)
+    kinds = {field.name: str(field.type) for field in fields(NetworkSettings)}
+    chosen = {name: as_setting(name, value, kinds[name]) for name, value in overrides.items()}
+    for name in chosen.keys() & {"components", "dimensions", "bin_sizes", "windows"}:
+        if isinstance(chosen[name], int):
+            chosen[name] = (chosen[name],) * (depth if name in _PER_LAYER else 1)
     return replace(settings, **chosen)

@@ -169,9 +169,14 @@ def _fit_stage(task: _Task, network: FisherNetwork, stream: Stream) -> FisherSta
     everything = torch.from_numpy(np.concatenate([drawn.pop(index) for index in sorted(drawn)])).to(execution.device)
     descriptors, positions = everything[:, :-2], everything[:, -2:]
     if len(descriptors) <= components:
+        without = {
+            "colour": "color=False" if task.images.has_color else "intensity_weight=0",
+            "patches": "patch_side=0",
+        }
+        instead = f"leave the stream out ({without[name]})" if name in without else "ask for fewer components"
         raise ValueError(
-            f"{name} has {components} components but the images give only {len(descriptors)} descriptors: ask for "
-            "fewer components, give more or larger images, or use smaller bin_sizes, step and windows"
+            f"{name} has {components} components but the images give only {len(descriptors)} descriptors: {instead}, "
+            "give more or larger images, or use smaller bin_sizes, step and windows"
         )
     whiten = name == "patches" and settings.patch_whitening
     pca = fit_pca(
