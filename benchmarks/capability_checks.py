@@ -27,6 +27,7 @@ from benchmarks.capability_problems import (
     seeded,
     vectors,
 )
+from fisherlayers import plain_state_dict
 
 Check = Callable[[Contender], None]
 
@@ -241,19 +242,34 @@ def saved_model(contender: Contender) -> None:
 
 
 def copies(contender: Contender) -> None:
-    """deepcopy, EMA / SWA copies."""
+    """deepcopy, EMA / SWA of the weights."""
     run, batch = start(contender, seeded(perceptron)), vectors()
-    average = torch.optim.swa_utils.AveragedModel(
-        run.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
-    )
+    average = contender.average(run.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    expected: dict[str, torch.Tensor] = {}
     for _ in range(3):
         run.update(batch)
         average.update_parameters(run.model)
+        plain = plain_state_dict(run.model)
+        expected = {name: torch.lerp(value, expected.get(name, value), 0.5) for name, value in plain.items()}
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=f"{name} is not the average of the plain weights")
     outputs = average(batch[0])
     duplicate = copy.deepcopy(run.model)
     run.update(batch)
     assert torch.equal(average(batch[0]), outputs), "training moved the average"
     assert not torch.equal(duplicate(batch[0]), run.model(batch[0])), "training moved the copy"
+
+
+def validated(contender: Contender) -> None:
+    """Validation in inference_mode between steps."""
+    inputs, targets = torch.randn(32, 150, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
+    run = start(contender, seeded(lambda: nn.Sequential(nn.Linear(150, 20), nn.ReLU(), nn.Linear(20, 3))))
+    for _ in range(3):
+        run.update((inputs, targets))
+        run.model.eval()
+        with torch.inference_mode():
+            run.model(inputs)
+        run.model.train()
 
 
 def compiled(contender: Contender) -> None:
@@ -395,6 +411,7 @@ CHECKS: list[Check] = [
     exact_resume,
     saved_model,
     copies,
+    validated,
     compiled,
     transforms,
     checkpointing,

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from fisherlayers import plain_state_dict, reconstruct
+from fisherlayers import AveragedPlainModel, plain_state_dict, reconstruct
 
 Batch = tuple[Tensor, Tensor]
 Start = Callable[[nn.Module, "list[Tensor] | None", int], "Run"]
@@ -109,6 +110,7 @@ class Contender:
         distribution: what it is installed as.
         start: (model, parameters or None for all that are trained, batches that are accumulated for a step) -> run.
         steps_alone: whether an optimizer's step is all there is, without another object to call.
+        average: what averages a model over its training.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Contender:
     distribution: str
     start: Start
     steps_alone: bool = True
+    average: type[AveragedModel] = AveragedModel
 
     def available(self) -> bool:
         """Say whether its package is installed."""
@@ -200,9 +203,9 @@ def _psgd(parameters: list[Tensor]) -> list[Optimizer]:
 
 CONTROL = Contender("SGD (control)", "torch", "torch", _plain(_sgd))
 OURS = [
-    Contender("ours, SGD", "fisherlayers", "fisherlayers", _ours(_sgd)),
-    Contender("ours, AdamW", "fisherlayers", "fisherlayers", _ours(_adamw)),
-    Contender("ours, Muon", "fisherlayers", "fisherlayers", _ours(_muon_and_adamw)),
+    Contender("ours, SGD", "fisherlayers", "fisherlayers", _ours(_sgd), average=AveragedPlainModel),
+    Contender("ours, AdamW", "fisherlayers", "fisherlayers", _ours(_adamw), average=AveragedPlainModel),
+    Contender("ours, Muon", "fisherlayers", "fisherlayers", _ours(_muon_and_adamw), average=AveragedPlainModel),
 ]
 PEERS = [
     Contender("kfac-pytorch", "kfac", "kfac-pytorch", _kfac, steps_alone=False),

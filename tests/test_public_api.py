@@ -17,6 +17,7 @@ PUBLIC = [
     "inverse_square_root",
     "low_rank_inverse_square_root",
     "FisherLayer",
+    "AveragedPlainModel",
     "ExactNaturalGradient",
     "fold",
     "plain_state_dict",

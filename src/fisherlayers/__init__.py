@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fisherlayers.inverse_root import inverse_square_root as inverse_square_root
     from fisherlayers.inverse_root import low_rank_inverse_square_root as low_rank_inverse_square_root
     from fisherlayers.layer import FisherLayer as FisherLayer
+    from fisherlayers.natural_gradient import AveragedPlainModel as AveragedPlainModel
     from fisherlayers.natural_gradient import ExactNaturalGradient as ExactNaturalGradient
     from fisherlayers.natural_gradient import fold as fold
     from fisherlayers.natural_gradient import plain_state_dict as plain_state_dict
@@ -45,6 +46,7 @@ _HOME = {
     # apply
     "FisherLayer": "layer",
     # natural gradient by reconstruction
+    "AveragedPlainModel": "natural_gradient",
     "ExactNaturalGradient": "natural_gradient",
     "fold": "natural_gradient",
     "plain_state_dict": "natural_gradient",

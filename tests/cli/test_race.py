@@ -77,6 +77,13 @@ def test_a_place_that_cannot_be_written_is_found_before_the_race(refused, tmp_pa
     assert "No space left on device" in refused("race", "-o", tmp_path / "r.svg")
 
 
+def test_places_that_are_no_files_or_the_same_are_found_before_the_race(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is a folder: the name of a file is needed" in refused("race", "-o", str(tmp_path))
+    assert "is a folder" in refused("race", "--json", ".")
+    assert "both name a.svg" in refused("race", "-o", "a.svg", "--json", "a.svg")
+
+
 def test_a_disk_that_fills_up_leaves_no_half_figure(refused, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -110,9 +110,90 @@ def test_a_plain_weight_alone_leaves_the_plain_bias():
     torch.testing.assert_close(model[0].bias, bias)
 
 
-def test_a_plain_weight_of_another_shape_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"0\.weight has shape \(9, 8\) in the checkpoint, \(9, 7\) in the model"):
-        reconstruct(perceptron()).load_state_dict(perceptron().state_dict() | {"0.weight": torch.ones(9, 8)})
+def test_plain_tensors_of_other_shapes_are_all_named_and_the_others_are_loaded():
+    model, state = reconstruct(perceptron()), perceptron(seed=9).state_dict()
+    wrong = {"0.weight": torch.ones(9, 8), "4.bias": torch.ones(4)}
+    with pytest.raises(RuntimeError) as refused:
+        model.load_state_dict(state | wrong)
+    for line in ("0.weight: (9, 8) in the checkpoint, (9, 7) in the model", "4.bias: (4,) in the checkpoint, (3,)"):
+        assert line in str(refused.value)
+    torch.testing.assert_close(model[2].weight, state["2.weight"])
+
+
+def test_a_plain_checkpoint_that_lacks_a_bias_is_refused():
+    state = perceptron().state_dict()
+    del state["2.bias"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "2.bias"'):
+        reconstruct(perceptron()).load_state_dict(state)
+    assert reconstruct(perceptron()).load_state_dict(state, strict=False).missing_keys == ["2.bias"]
+
+
+class Aliased(nn.Module):
+    """A layer under two names, and a list that holds one twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(7, 7)
+        self.net = nn.Sequential(self.first, nn.Tanh(), nn.Linear(7, 3))
+        self.twice = nn.ModuleList([self.net[2], self.net[2]])
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+def test_a_layer_under_several_names_has_keys_under_each():
+    model = reconstruct(Aliased(), statistics_every=1, refresh_every=1)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), *vectors(), 3)
+    exported, plain = plain_state_dict(model), Aliased()
+    assert list(exported) == list(plain.state_dict())
+    plain.load_state_dict(exported)
+    torch.testing.assert_close(plain(vectors()[0]), model(vectors()[0]))
+    again = reconstruct(Aliased())
+    again.load_state_dict(exported)
+    torch.testing.assert_close(again(vectors()[0]), model(vectors()[0]))
+
+
+def test_patterns_match_any_name_of_a_layer():
+    kept = reconstruct(Aliased(), exclude=["net.0"])
+    assert fisher_of(kept.first) is None
+    assert fisher_of(kept.net[2]) is not None
+    chosen = reconstruct(Aliased(), include=["twice.1"])
+    assert fisher_of(chosen.first) is None
+    assert fisher_of(chosen.net[2]) is not None
+
+
+def test_what_was_seen_before_a_checkpoint_is_loaded_does_not_count():
+    model, built = trained(steps=2)
+    saved = copy.deepcopy((model.state_dict(), built.state_dict()))
+    expected = train(model, built, *vectors(), 12)
+    for _ in range(2):
+        model.load_state_dict(saved[0])
+        built.load_state_dict(copy.deepcopy(saved[1]))  # torch shares the tensors
+        assert train(model, built, *vectors(), 12) == expected
+        model.load_state_dict(saved[0])
+        model(100 * vectors()[0])  # no step follows
+
+
+@pytest.mark.parametrize("options", [{"mode": "kronecker"}, {"block_size": 5}], ids=["kronecker", "blocks"])
+def test_plain_weights_lie_as_usual(options):
+    model, built = trained("convolutional", **options)
+    for value in plain_state_dict(model).values():
+        assert value.is_contiguous()
+    for parameter in fold(model, built).parameters():
+        assert parameter.is_contiguous()
+
+
+def test_plain_weights_stay_channels_last():
+    model, _ = trained("convolutional", mode="kronecker")
+    model.to(memory_format=torch.channels_last)
+    assert model[0].parametrizations.weight.original.is_contiguous(memory_format=torch.channels_last)
+    assert plain_state_dict(model)["0.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert fold(model)[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got int"):
+        plain_state_dict(3)
 
 
 def test_foreign_and_missing_keys_are_still_refused():

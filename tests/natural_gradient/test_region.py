@@ -142,3 +142,18 @@ def test_it_adds_nothing_where_it_is_not_asked_for():
 def test_limits_out_of_range(value):
     with pytest.raises(ValueError, match="trust_region must be a positive number, None or 'auto'"):
         reconstruct(nn.Linear(3, 3), trust_region=value)
+
+
+def test_a_bias_with_an_optimizer_of_its_own_is_limited_as_well():
+    inputs = torch.randn(40, 7) @ torch.randn(7, 7) + 2
+    model = reconstruct(nn.Linear(7, 5), rank=None, trust_region=0.1, decay=0.0, statistics_every=1, refresh_every=1)
+    optimizers = [torch.optim.SGD([parameter], lr=50.0) for parameter in model.parameters()]
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (model(inputs) - torch.ones(40, 5)).square().sum().backward()
+        for optimizer in optimizers:
+            before = model(inputs).detach()
+            optimizer.step()
+            change = (model(inputs).detach() - before).square().mean() / inputs.square().mean()
+            assert float(change) == pytest.approx(0.1**2, rel=1e-3)

@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fisherlayers.natural_gradient import fold, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
@@ -69,13 +70,80 @@ def test_a_deep_copy_is_independent_and_trains_alike():
     torch.testing.assert_close(fold(duplicate)(inputs), model(inputs))
 
 
-def test_averaging_the_parameters_of_copies():
-    model, optimizer = trained()
-    average = torch.optim.swa_utils.AveragedModel(model)
-    average.update_parameters(model)
-    train(model, optimizer, *vectors(), 1)
-    average.update_parameters(model)
-    assert torch.isfinite(average(vectors()[0])).all()
+@pytest.mark.parametrize("mode", ["input", "kronecker"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Linear(120, 8), (64, 120)),
+        (lambda: nn.Conv2d(16, 4, 3), (4, 16, 6, 6)),
+        (lambda: nn.LSTM(120, 8), (3, 16, 120)),
+        (lambda: nn.GRUCell(120, 100), (16, 120)),
+    ],
+    ids=["linear", "convolution", "LSTM", "cell"],
+)
+def test_training_goes_on_after_validation_in_inference_mode(make, shape, mode):
+    torch.manual_seed(0)
+    model, inputs = reconstruct(make(), mode=mode), torch.randn(shape)
+    optimizer = sgd(model)
+
+    def step():
+        outputs = model(inputs)
+        (outputs[0] if isinstance(outputs, tuple) else outputs).square().mean().backward()
+        optimizer.step()
+
+    step()  # a new root: its factors are made at the next read
+    with torch.inference_mode():
+        model.eval()(inputs)
+    model.train()
+    step()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_does_not_count_inputs_twice(reentrant):
+    inputs = torch.randn(32, 300, generator=torch.Generator().manual_seed(0)) + 0.5
+
+    def end(forward):
+        torch.manual_seed(0)
+        model = reconstruct(nn.Sequential(nn.Linear(300, 8), nn.Tanh(), nn.Linear(8, 3)))
+        optimizer = sgd(model)
+        for _ in range(4):
+            for part in inputs.split(16):  # two batches a step
+                forward(model, part).square().mean().backward()
+            optimizer.step()
+        assert fisher_of(model[0]).rows == 32
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    def again(model, part):
+        return checkpoint(model, part.clone().requires_grad_(), use_reentrant=reentrant)
+
+    assert torch.equal(end(again), end(lambda model, part: model(part)))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("mode", ["input", "kronecker"])
+def test_nested_and_sparse_inputs_of_a_linear_layer_are_rows(mode):
+    parts = [torch.randn(3, 6), torch.randn(5, 6)]
+    for layout in (torch.jagged, torch.strided):
+        layer = reconstruct(nn.Linear(6, 3), mode=mode)
+        nested = torch.nested.nested_tensor(parts, layout=layout)
+        for found, part in zip(layer(nested).unbind(), parts, strict=True):
+            torch.testing.assert_close(found, nn.functional.linear(part, layer.weight, layer.bias))
+        dense = reconstruct(nn.Linear(6, 3))
+        dense(torch.cat(parts))
+        torch.testing.assert_close(fisher_of(layer).pending.sums, fisher_of(dense).pending.sums)
+    sparse = reconstruct(nn.Linear(6, 3))
+    sparse(torch.cat(parts).to_sparse())
+    torch.testing.assert_close(fisher_of(sparse).pending.sums, fisher_of(dense).pending.sums)
+
+
+def test_a_linear_layer_that_is_called_with_something_else_is_not_observed():
+    class Chosen(nn.Linear):
+        def forward(self, tokens):
+            return super().forward(nn.functional.one_hot(tokens, 6).double())
+
+    layer = reconstruct(Chosen(6, 3))
+    assert layer(torch.tensor([1, 4])).shape == (2, 3)
+    assert fisher_of(layer).pending is None
 
 
 @pytest.mark.parametrize("rank", [None, 3])

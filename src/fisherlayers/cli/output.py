@@ -35,6 +35,20 @@ def check_model_place(folder: Path, source: Path) -> None:
     check_writable(folder.absolute().parent)
 
 
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written at the end.
+
+    Args:
+        path: of the file; it need not exist yet.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: the name of a file is needed there")
+    check_writable(path.absolute().parent)
+
+
 def check_writable(folder: Path) -> None:
     """Write and remove a mebibyte in a folder, or where it would be made.
 

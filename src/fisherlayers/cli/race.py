@@ -78,13 +78,19 @@ def race(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run the race, then write its figure and print its table."""
-    from fisherlayers.cli.output import check_writable
+    """Run the race, then write its figure and print its table.
+
+    Raises:
+        UserError: A file cannot be written, or both would have one name.
+    """
+    from fisherlayers.cli.output import check_file
     from fisherlayers.files import write_file
 
-    for path in (output, results):
-        if path is not None:
-            check_writable(path.absolute().parent)
+    check_file(output)
+    if results is not None:
+        check_file(results)
+        if results.absolute() == output.absolute():
+            raise UserError(f"--output and --json both name {output}: give two files")
     from fisherlayers import race as races
     from fisherlayers.cli.standings import Standings
     from fisherlayers.race.figures import race_picture

@@ -1,5 +1,6 @@
 """Natural gradient by reconstruction: W = W' F^(-1/2), so that plain descent on W' is natural-gradient descent on W."""
 
+from fisherlayers.natural_gradient.averaging import AveragedPlainModel
 from fisherlayers.natural_gradient.checkpoints import plain_state_dict
 from fisherlayers.natural_gradient.exact import ExactNaturalGradient
 from fisherlayers.natural_gradient.layout import Layout
@@ -9,6 +10,7 @@ from fisherlayers.natural_gradient.rules import Call, Rule, Weight, register_rul
 
 __all__ = [
     "COMPAT",
+    "AveragedPlainModel",
     "Call",
     "ExactNaturalGradient",
     "Layout",

@@ -1,17 +1,17 @@
 """Put the parametrizations on the weights of a layer and take them off; the Parameter objects stay."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fisherlayers.natural_gradient.bias import FisherBias, bias_of
-from fisherlayers.natural_gradient.layout import Layout
+from fisherlayers.natural_gradient.layout import Layout, lying_as
 from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
 from fisherlayers.natural_gradient.pickling import complete_class
 from fisherlayers.natural_gradient.places import ORDER, holders, place_of
-from fisherlayers.natural_gradient.readers import Reader
+from fisherlayers.natural_gradient.readers import Reader, original, parametrization_of
 from fisherlayers.natural_gradient.rules.rule import Weight
 from fisherlayers.natural_gradient.selection import Choice
 
@@ -82,6 +82,8 @@ def _attach(host: nn.Module, found: Sequence[tuple[FisherWeight, Reader]]) -> No
     for name in order:
         if name in shifting:
             parametrize.register_parametrization(host, name, FisherBias(host, name, shifting[name]), unsafe=True)
+    for name in _out_of_order(host, order):
+        parametrize.register_parametrization(host, name, _AsItIs(), unsafe=True)
     inner = host._modules["parametrizations"]
     assert inner is not None
     _sort(inner._modules, order)  # so that parameters() gives them in the order of the plain module
@@ -101,11 +103,31 @@ def detach(host: nn.Module) -> None:
     host.__class__ = type(shared.__name__, shared.__bases__, members)
     inner = host._modules["parametrizations"]
     assert inner is not None
+    kept = [name for name in inner._modules if isinstance(parametrization_of(host, name), _AsItIs)]
     names = [name for name in inner._modules if fisher_of(host, name) or bias_of(host, name)]
-    for name in sorted(names, key=lambda name: fisher_of(host, name) is not None):  # biases first: they read weights
+    for name in kept + sorted(names, key=lambda name: fisher_of(host, name) is not None):  # biases read weights
+        before = cast("Tensor", original(host, name)).detach().clone()  # with its strides
         parametrize.remove_parametrizations(host, name, leave_parametrized=True)
+        plain = host._parameters.get(name)
+        if plain is not None and plain.stride() != before.stride():
+            plain.data = lying_as(plain.data, before)
     _sort(host._parameters, getattr(host, ORDER))
     delattr(host, ORDER)
+
+
+class _AsItIs(nn.Module):
+    """The parametrization of a parameter that is not reconstructed, for its place among those that are."""
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter
+
+
+def _out_of_order(host: nn.Module, order: Sequence[str]) -> list[str]:
+    # Parameters of the module itself come before those of its parametrizations: what stood behind one of them in the
+    # plain module has to follow it there.
+    plain = [name for name in order if host._parameters.get(name) is not None]
+    first = next(place for place, name in enumerate(order) if parametrization_of(host, name) is not None)
+    return [name for name in plain if order.index(name) > first]
 
 
 def _sort(members: dict[str, Any], order: list[str]) -> None:

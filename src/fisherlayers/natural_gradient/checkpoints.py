@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.natural_gradient.coordinates import value_from_plain
+from fisherlayers.natural_gradient.layout import lying_as
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.places import is_host, order_of
 from fisherlayers.natural_gradient.readers import Bias, original
@@ -25,8 +26,15 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         Keys and tensors that load into the plain model.
+
+    Raises:
+        TypeError: If ``model`` is no module.
     """
-    hosts = {f"{name}." if name else "": module for name, module in model.named_modules() if is_host(module)}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    # A module may be registered under several names, and has keys under each of them.
+    named = model.named_modules(remove_duplicate=False)
+    hosts = {f"{name}." if name else "": module for name, module in named if is_host(module)}
     inner = {f"{prefix}parametrizations.": prefix for prefix in hosts}
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
@@ -39,7 +47,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
         if outer not in state:
             host = hosts[inner[owner]]
             with gathered(host.get_submodule("parametrizations")):
-                state[outer] = getattr(host, name).detach().clone()
+                plain, parameter = getattr(host, name).detach(), original(host, name)
+                state[outer] = plain.clone() if parameter is None else lying_as(plain, parameter.detach())
     for prefix, host in hosts.items():
         state = _in_order(state, prefix, [prefix + name for name in order_of(host)])
     return state
@@ -77,18 +86,29 @@ def refuse_plain_keys(host: nn.Module) -> None:
             del hooks[key]
 
 
-def _translate(host: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _translate(
+    host: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _metadata: object,
+    _strict: bool,
+    missing_keys: list[str],
+    _unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
     names = [name for name in order_of(host) if original(host, name) is not None] if is_host(host) else []
     plain = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
     if not plain:
         return
+    missing_keys += [prefix + name for name in names if name not in plain]
     with torch.no_grad():
-        for name, given in plain.items():
+        for name, given in list(plain.items()):
             if given.shape != getattr(host, name).shape:
-                raise ValueError(
-                    f"{prefix}{name} has shape {tuple(given.shape)} in the checkpoint, "
-                    f"{tuple(getattr(host, name).shape)} in the model"
+                error_msgs.append(
+                    f"size mismatch for {prefix}{name}: {tuple(given.shape)} in the checkpoint, "
+                    f"{tuple(getattr(host, name).shape)} in the model."
                 )
+                del plain[name]
         moved = {name: plain.get(name, getattr(host, name)) for name in names}
         for name, weight in list(moved.items()):
             fisher = fisher_of(host, name)

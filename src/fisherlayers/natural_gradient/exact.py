@@ -18,17 +18,19 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fisherlayers.natural_gradient.scores import Output, Scores, check_output, scores_of
+from fisherlayers.natural_gradient.scores import Output, Scores, check_output, jacobians_of, scores_of
 from fisherlayers.natural_gradient.trust_region import clip_factor
 
 __all__ = ["ExactNaturalGradient", "exact_information"]
 
 Form = Literal["auto", "dense", "samples"]
 
+_OWN = ("_model", "_output", "_form", "_information", "_gram", "_follow")
 _LARGEST = 20_000  # unknowns of a dense solve: 3.2 GB in float64
 
 
@@ -51,21 +53,18 @@ def exact_information(model: nn.Module, inputs: Tensor, *, output: Output = "sof
         raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    def outputs(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, parameters, (sample.unsqueeze(0),)).squeeze(0)
-        return result
-
     with torch.no_grad():
         logits: Tensor = model(inputs)
     if logits.ndim != 2 or logits.shape[0] != inputs.shape[0]:
         raise ValueError(f"model must return (N, outputs) for {inputs.shape[0]} inputs, got {tuple(logits.shape)}")
-    jacobians = vmap(jacrev(outputs), in_dims=(None, 0))(trained, inputs)
+    jacobians = jacobians_of(model, trained, inputs)
     jacobian = torch.cat([jacobians[name].flatten(2) for name in trained], dim=2)  # (N, outputs, P)
     if output == "softmax":
         # Rows sqrt(p_c) (J_c - Σ_k p_k J_k) have the Gram matrix Jᵀ (diag(p) - p pᵀ) J.
         p = logits.softmax(1).unsqueeze(-1)
         jacobian = p.sqrt() * (jacobian - (p * jacobian).sum(1, keepdim=True))
-    rows = jacobian.flatten(0, 1)
+    # Rounded to half precision, the sums would not be positive definite.
+    rows = jacobian.flatten(0, 1).to(torch.promote_types(jacobian.dtype, torch.float32))
     return rows.mT @ rows / inputs.shape[0]
 
 
@@ -92,6 +91,7 @@ class ExactNaturalGradient(Optimizer):
         weight_decay: Decoupled: each step also shrinks parameters that have a gradient by ``lr`` times this share.
 
     Raises:
+        TypeError: If ``model`` is no module, or a number is none.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -116,10 +116,15 @@ class ExactNaturalGradient(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
+        for name, value in (("lr", lr), ("damping", damping), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         if not damping > 0:
             raise ValueError(f"damping must be positive (it is relative to the mean eigenvalue), got {damping}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_output(output)
         if form not in {"auto", "dense", "samples"}:
             raise ValueError(f"form must be 'auto', 'dense' or 'samples', got {form!r}")
@@ -139,7 +144,39 @@ class ExactNaturalGradient(Optimizer):
         self._gram: Tensor | None = None
         self._seen: list[Tensor] = []
         self._follow = True
-        self._handle = model.register_forward_pre_hook(_Follower(self))
+        self._handle = self._followed()
+
+    def _followed(self) -> RemovableHandle:
+        return self._model.register_forward_pre_hook(_Follower(self), with_kwargs=True)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles need beside torch's own: they belong to the copy of the model."""
+        return super().__getstate__() | {name: vars(self)[name] for name in _OWN}
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take such a state; `load_state_dict` gives torch's own part alone."""
+        super().__setstate__(state)
+        if "_model" in state:
+            self._seen = []
+            self._handle = self._followed()
+            if not self._follow:
+                self._handle.remove()
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the one group that there is.
+
+        Args:
+            param_group: All trained parameters of the model.
+
+        Raises:
+            ValueError: If there is a group already.
+        """
+        if self.param_groups:
+            raise ValueError("ExactNaturalGradient has one group, all trained parameters of its model: make a new one")
+        super().add_param_group(param_group)
 
     def observe(self, inputs: Tensor) -> None:
         """Take the information at a batch and the current parameters.
@@ -170,8 +207,14 @@ class ExactNaturalGradient(Optimizer):
             The closure's loss, None without one.
 
         Raises:
-            RuntimeError: If no training batch was seen and ``observe`` was never called.
+            RuntimeError: If no training batch was seen and ``observe`` was never called, or other parameters require a
+                gradient than when the optimizer was made.
         """
+        trained = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
+        if trained != [id(parameter) for parameter in self.param_groups[0]["params"]]:
+            raise RuntimeError(
+                "other parameters of the model require a gradient than when this optimizer was made: make a new one"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -209,6 +252,12 @@ class ExactNaturalGradient(Optimizer):
     @torch.enable_grad()
     def _take(self, inputs: Tensor) -> None:
         size = sum(p.numel() for p in self.param_groups[0]["params"])
+        for name, module in self._model.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise ValueError(
+                    f"model has batch normalisation (layer {name!r}), by which samples influence each other, so that "
+                    "the information of a sample is not defined: freeze it by eval(), or take reconstruct(model)"
+                )
         self._follow, before = False, self._follow
         try:
             form = self._form
@@ -239,10 +288,11 @@ class ExactNaturalGradient(Optimizer):
             return self._information.solve(gradient, damping=damping, gram=self._gram)
         assert self._information is not None
         flat = torch.cat([tensor.flatten() for tensor in gradient])
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # there are no factors in half precision
         ridge = damping * float(self._information.diagonal().sum()) / len(flat)
         if not 0 < ridge < float("inf"):
             return [tensor * ridge for tensor in gradient]
-        damped = self._information + ridge * torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+        damped = self._information.to(flat) + ridge * torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
         direction = torch.cholesky_solve(flat.unsqueeze(1), torch.linalg.cholesky(damped)).squeeze(1)
         pieces = torch.split(direction, [tensor.numel() for tensor in gradient])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, gradient, strict=True)]
@@ -254,10 +304,15 @@ class _Follower:
     def __init__(self, optimizer: ExactNaturalGradient | None = None) -> None:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         optimizer = None if self._optimizer is None else self._optimizer()
         if optimizer is not None and optimizer._follow and model.training and torch.is_grad_enabled():
-            optimizer._seen.append(args[0].detach())
+            given = [*args, *kwargs.values()]
+            if len(given) != 1 or not isinstance(given[0], Tensor):
+                raise TypeError(
+                    f"a model of ExactNaturalGradient is called with one tensor, got {len(given)} arguments"
+                )
+            optimizer._seen.append(given[0].detach())
 
     @override
     def __reduce__(self) -> tuple[type["_Follower"], tuple[()]]:

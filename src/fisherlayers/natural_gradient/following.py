@@ -62,6 +62,7 @@ class Following(nn.Module):
         self.rows = 0
         self.observed_at = -1
         self.refreshed_at = -1
+        self.forward_at = -1  # the last step at which a forward pass was seen outside of a backward pass
         self.orthogonal = False  # as the optimizer's steps are
 
     def also_read_by(self, reader: Reader) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "thinned"]
+__all__ = ["Layout", "lying_as", "thinned"]
 
 _GOLDEN = 0.6180339887498949
 
@@ -61,6 +61,19 @@ class Layout(NamedTuple):
             (out,), or (groups, out / groups).
         """
         return bias if self.groups == 1 else bias.reshape(self.groups, -1)
+
+
+def lying_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Copy a tensor that may be a view of another layout, as products leave it.
+
+    Args:
+        tensor: Of any strides.
+        like: Of the same shape.
+
+    Returns:
+        A copy with the strides of ``like`` where those are dense, such as channels last.
+    """
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def thinned(total: int, count: int, device: torch.device) -> Tensor | None:

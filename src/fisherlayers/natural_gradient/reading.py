@@ -154,7 +154,9 @@ class Reading:
         # The versions count writes in place: by a refresh, or by load_state_dict.
         key = tuple([number for tensor in sources for number in (id(tensor), tensor._version)])
         if self._factors is None or self._key != key:
-            self._factors, self._sources, self._key = shifted_factors(root, shift), sources, key
+            # Made while validating in inference mode, they must serve the next training step as well.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._factors, self._sources, self._key = shifted_factors(root, shift), sources, key
         return self._factors
 
 

@@ -1,6 +1,6 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -114,6 +114,8 @@ def reconstruct(
             f"mode must be 'input', 'unit' or 'kronecker', got {mode!r} "
             "(the exact natural gradient is an optimizer: ExactNaturalGradient)"
         )
+    if block_size is not None and mode == "unit":
+        raise ValueError("block_size belongs to modes 'input' and 'kronecker', and mode is 'unit': leave it out")
     for name, given in (("activations", activations is not None), ("compat", compat)):
         if given and mode != "unit":
             raise ValueError(f"{name} belongs to mode 'unit', and mode is {mode!r}: leave it out")
@@ -125,8 +127,8 @@ def reconstruct(
                 f"{name} must be positive and finite (it is relative to the mean eigenvalue) or {other!r}, "
                 f"got {number!r}"
             )
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay}")
+    if not (isinstance(decay, int | float) and 0 <= decay <= 1):
+        raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay!r}")
     for name, value in (("refresh_every", refresh_every), ("statistics_every", statistics_every)):
         if not (isinstance(value, int) and value >= 1):
             raise ValueError(f"{name} must be a whole number of optimizer steps, at least 1, got {value!r}")
@@ -162,26 +164,28 @@ def reconstruct(
     return model
 
 
-def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
+def fold(model: Model, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> Model:
     """Make a reconstructed model plain again, in place: same class, keys, outputs and Parameter objects.
 
     Args:
         model: A model, reconstructed or not.
         optimizer: Its state follows, so that training may go on; without it the state stays in the old coordinates.
+            Several optimizers where weights and biases have one each.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If ``fully_shard`` has laid the model over processes.
+        ValueError: If ``fully_shard`` has laid the model over processes, or an optimizer holds none of its parameters.
     """
+    optimizers = _optimizers_of(model, optimizer)
     if any(is_sharded(fisher.weight) for fisher in fisher_weights(model)):
         raise ValueError(
             "model is sharded by fully_shard, which cannot be undone: load plain_state_dict(model) into a plain model"
         )
     for fisher in list(fisher_weights(model)):
         plain = plain_coordinates(fisher.coordinates)
-        move(fisher, plain, () if optimizer is None else (optimizer,))
+        move(fisher, plain, optimizers)
     for module in list(model.modules()):
         unwatch(module)
     for host in list(filter(is_host, model.modules())):
@@ -193,22 +197,40 @@ def fold(model: Model, optimizer: Optimizer | None = None) -> Model:
     return model
 
 
-def refresh(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+def refresh(model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> None:
     """Recompute all roots now, from what has been observed; W and b stay.
 
     Training does this by itself every ``refresh_every`` steps of the optimizer.
 
     Args:
         model: A reconstructed model; layers that saw no training batch yet are passed over.
-        optimizer: Its state follows; without it momentum stays in the old coordinates.
+        optimizer: Its state follows, or that of several; without it momentum stays in the old coordinates.
 
     Raises:
-        ValueError: If the model is not reconstructed.
+        ValueError: If the model is not reconstructed, or an optimizer holds none of its parameters.
     """
+    optimizers = _optimizers_of(model, optimizer)
     fishers = list(fisher_weights(model))
     if not fishers:
         raise ValueError("model is not reconstructed: call reconstruct(model) first")
     for fisher in fishers:
         fisher.absorb()
     seen = [fisher for fisher in fishers if fisher.observed_at >= 0]
-    refresh_weights(seen, () if optimizer is None else (optimizer,))
+    refresh_weights(seen, optimizers)
+
+
+def _optimizers_of(model: nn.Module, given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    optimizers: tuple[Optimizer, ...] = () if given is None else (given,)  # type: ignore[assignment]
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        optimizers = tuple(given)
+    own = {id(parameter) for parameter in model.parameters()}
+    for each in optimizers:
+        if not isinstance(each, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, or several of them, got {type(each).__name__}")
+        if not any(id(parameter) in own for group in each.param_groups for parameter in group["params"]):
+            raise ValueError(
+                f"optimizer ({type(each).__name__}) holds none of the model's parameters: give the one that trained it"
+            )
+    return optimizers

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.utils import parametrize
 
-__all__ = ["Output", "Scores", "check_output", "scores_of"]
+__all__ = ["Output", "Scores", "check_output", "jacobians_of", "scores_of"]
 
 Output = Literal["softmax", "gaussian"]
 
@@ -213,7 +213,7 @@ def scores_of(model: nn.Module, inputs: Tensor, *, output: Output = "softmax") -
             covered.update(own.values())
     rest = {name: parameters[name].detach() for name in names if name not in covered}
     if rest:
-        for name, jacobian in _jacobians(model, rest, inputs).items():
+        for name, jacobian in jacobians_of(model, rest, inputs).items():
             shares.append(_DenseShare(mixing @ jacobian.flatten(2).double(), place[name]))
     shapes = tuple(parameters[name].shape for name in names)
     return Scores(len(inputs), results.shape[1], shapes, tuple(shares))
@@ -259,9 +259,30 @@ def _derivatives(results: Tensor, outputs: list[Tensor]) -> list[Tensor]:
     return [torch.stack(layer, 1) for layer in zip(*columns, strict=True)]
 
 
-def _jacobians(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+def jacobians_of(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+    """Return the derivatives of a batch's outputs, sample by sample.
+
+    Args:
+        model: Maps a batch to (N, K); rows must not influence each other.
+        parameters: By their names in ``model.named_parameters()``; the others are constants.
+        inputs: (N, ...).
+
+    Returns:
+        Name -> (N, K, *shape of the parameter).
+    """
+    # A parameter may be held by several modules; a module that is registered twice must not be told twice: torch would
+    # put back the second of two parameters, which is what it was given for the first.
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places = {
+        f"{prefix}.{own}" if prefix else own: names[id(parameter)]
+        for prefix, module in model.named_modules()
+        for own, parameter in module._parameters.items()
+        if parameter is not None and names[id(parameter)] in parameters
+    }
+
     def results(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, values, (sample.unsqueeze(0),)).squeeze(0)
+        given = {place: values[name] for place, name in places.items()}
+        result: Tensor = functional_call(model, given, (sample.unsqueeze(0),), tie_weights=False).squeeze(0)
         return result
 
     jacobians: dict[str, Tensor] = vmap(jacrev(results), in_dims=(None, 0))(dict(parameters), inputs)

@@ -49,7 +49,9 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
     """
     modules = dict(model.named_modules())
     names = {module: name for name, module in modules.items()}
-    wanted = _matching(modules, "include", include) - _matching(modules, "exclude", exclude)
+    # A module may be registered under several names; patterns may match any of them.
+    aliases = {alias: names[module] for alias, module in model.named_modules(remove_duplicate=False)}
+    wanted = _matching(modules, aliases, "include", include) - _matching(modules, aliases, "exclude", exclude)
     rules = {name: rule for name, module in modules.items() if (rule := rule_of(module)) is not None}
     held = {name: _places(modules[name], rule) for name, rule in rules.items()}
     # A weight inside another module is read past that module's own forward, which would never observe an input.
@@ -92,17 +94,22 @@ def _free(place: Place) -> bool:
     return place.host._parameters.get(place.name) is not None and not parametrize.is_parametrized(place.host)
 
 
-def _matching(modules: Mapping[str, nn.Module], argument: str, selectors: Sequence[Selector]) -> set[str]:
-    if isinstance(selectors, str | type):
-        what = "string" if isinstance(selectors, str) else "class"
-        raise ValueError(f"{argument} must be a sequence of patterns or classes, got the {what} {selectors!r}")
+def _matching(
+    modules: Mapping[str, nn.Module], aliases: Mapping[str, str], argument: str, selectors: Sequence[Selector]
+) -> set[str]:
+    if not isinstance(selectors, Sequence) or isinstance(selectors, str):
+        what = {str: "the string ", type: "the class "}.get(type(selectors), "")
+        raise ValueError(f"{argument} must be a sequence of patterns or classes, got {what}{selectors!r}")
     every: set[str] = set()
     for selector in selectors:
         if isinstance(selector, str):
-            kind, found = "pattern", {name for name in modules if fnmatch.fnmatchcase(name, selector)}
+            kind = "pattern"
+            found = {name for alias, name in aliases.items() if fnmatch.fnmatchcase(alias, selector)}
+        elif not isinstance(selector, type):
+            raise ValueError(f"{argument} holds patterns of module names and classes of modules, got {selector!r}")
         else:
             kind, found = "class", {name for name, module in modules.items() if isinstance(module, selector)}
         if not found:
-            raise ValueError(f"{argument}: the {kind} {selector!r} matches no module of {sorted(modules)}")
+            raise ValueError(f"{argument}: the {kind} {selector!r} matches no module of {sorted(aliases)}")
         every |= found
     return every

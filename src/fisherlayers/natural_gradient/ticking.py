@@ -165,6 +165,13 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
         _remember(fisher)
         if fisher.statistics_due and fisher.weight.requires_grad:
             due[name] = fisher
+    if torch._C._current_graph_task_id() >= 0:
+        # Activation checkpointing runs the layer again during the backward pass. What the forward pass has shown
+        # already is passed over (where it ran without gradients it has shown nothing).
+        due = {name: fisher for name, fisher in due.items() if fisher.forward_at != fisher.steps}
+    else:
+        for fisher in due.values():
+            fisher.forward_at = fisher.steps
     if not due:
         return
     max_rows = max(fisher.max_rows for fisher in due.values())
@@ -176,7 +183,7 @@ def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, Fisher
 
 
 def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if not (layer.training and isinstance(output, Tensor) and output.requires_grad):
+    if not (layer.training and isinstance(output, Tensor) and output.requires_grad) or output.is_nested:
         return
     observation: _Observation | None = vars(layer).get(_OBSERVATION)
     if observation is None or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -209,7 +216,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     due = [fisher for fisher in fishers if fisher.refresh_due]
     if due:
         refresh_weights(due, (optimizer,))
-    for fisher in fishers:
+    for fisher in _limited_by(optimizer, fishers):
         if fisher.region is not None:
             fisher.region.begin(fisher)
     decay_plain(optimizer, _stepped_biases(optimizer, fishers))
@@ -222,7 +229,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     if not (with_closure or _limited):
         return
     fishers = _stepped(optimizer)
-    limit_steps(fishers)
+    limit_steps(_limited_by(optimizer, fishers))
     # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
     if with_closure:
         _absorb(fishers)
@@ -251,6 +258,18 @@ def _stepped_biases(optimizer: Optimizer, fishers: Iterable[FisherWeight]) -> It
         if bias is not None and bias.parameter is parameter:
             biases[bias] = None
     yield from biases
+
+
+def _limited_by(optimizer: Optimizer, fishers: Iterable[FisherWeight]) -> list[FisherWeight]:
+    # A trust region bounds the steps of a bias that another optimizer holds as well.
+    if not _limited:
+        return []
+    held = dict.fromkeys(fishers)
+    for parameter in _parameters(optimizer):
+        bias = _biases.get(parameter)
+        if bias is not None and bias.parameter is parameter:
+            held |= dict.fromkeys(fisher for fisher, _ in bias.beside())
+    return [fisher for fisher in held if fisher.region is not None]
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

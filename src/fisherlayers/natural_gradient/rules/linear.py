@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,7 +23,16 @@ class LinearRule(ProductRule):
     @override
     def input_rows(self, layer: nn.Module, call: Call) -> Mapping[str, Tensor]:
         inputs = call.argument(0, "input")
-        return {"weight": inputs.reshape(-1, inputs.shape[-1])} if isinstance(inputs, Tensor) else {}
+        if not isinstance(inputs, Tensor):
+            return {}
+        if inputs.is_nested:
+            inputs = torch.cat([part.flatten(0, -2) for part in inputs.unbind()])
+        elif inputs.layout is not torch.strided:
+            inputs = inputs.to_dense()
+        # A subclass may be called with what its own forward makes inputs of.
+        if inputs.ndim == 0 or inputs.shape[-1] != getattr(layer, "in_features", inputs.shape[-1]):
+            return {}
+        return {"weight": inputs.reshape(-1, inputs.shape[-1])}
 
     @override
     def members(self) -> Mapping[str, Any]:
