@@ -29,7 +29,7 @@ class PreconditionedDescent:
         self.layers, self.lr, self.damping, self.decay, self.refresh_every = layers, lr, damping, decay, refresh_every
         self.momentum, self.nesterov, self.weight_decays = momentum, nesterov, weight_decays
         self.only_once = only_once  # one inverse, at the first step
-        self.moment, self.total, self.inverse, self.velocity = {}, {}, {}, {}
+        self.moment, self.total, self.inverse, self.velocity, self.mean = {}, {}, {}, {}, {}
         self.steps = 0
 
     def step(self, inputs):
@@ -42,15 +42,17 @@ class PreconditionedDescent:
                 self.inverse[layer] = damped_inverse(
                     self.moment[layer] / self.total[layer], self.damping, centred=layer.bias is not None
                 )
+                self.mean[layer] = self.moment[layer][-1, :-1] / self.total[layer]
             plain = layer.weight.grad.flatten(1)
             biases = torch.zeros(len(plain)) if layer.bias is None else layer.bias.grad
             gradient = torch.cat([plain, biases[:, None]], 1)
+            weight = layer.weight.detach().flatten(1)
             offsets = torch.zeros(len(plain)) if layer.bias is None else layer.bias.detach()
+            # Decay of W, and of the mean output W μ + b.
+            shift = weight @ self.mean[layer]
+            of_weight, of_output = self.weight_decays
             value = torch.cat(
-                [
-                    self.weight_decays[0] * layer.weight.detach().flatten(1),
-                    self.weight_decays[1] * offsets[:, None],
-                ],
+                [of_weight * weight, (of_output * (shift + offsets) - of_weight * shift)[:, None]],
                 1,
             )
             # Decay has a velocity of its own: what it adds is not preconditioned.

@@ -54,7 +54,8 @@ def reconstruct(
     Gradient descent on (W', d) is gradient descent on [W b] preconditioned by the inverse information of the
     homogeneous input [x; 1] (Liu et al., arXiv 2412.07441; centred by the bias as in Desjardins et al., arXiv
     1507.00210). Information and roots follow the training from outside; at a new root W and b stay, and the optimizer's
-    momentum is carried along. Second moments (Adam) are kept as they are. Decoupled weight decay acts on W and b.
+    momentum is carried along. Second moments (Adam) are kept as they are. Weight decay acts on W, and on the
+    layer's mean output.
 
     Save with ``state_dict`` (resumes exactly) or ``plain_state_dict``; ``fold`` makes the model plain again.
 

@@ -7,7 +7,7 @@ only adds to sums; an optimizer's step enters them into the information, then re
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fisherlayers.natural_gradient.bias import FisherBias, bias_of
-from fisherlayers.natural_gradient.decay import decay_plain
 from fisherlayers.natural_gradient.distributed import find_processes, refreshed_together, share_pending
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
 from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
@@ -219,7 +218,6 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     for fisher in _limited_by(optimizer, fishers):
         if fisher.region is not None:
             fisher.region.begin(fisher)
-    decay_plain(optimizer, _stepped_biases(optimizer, fishers))
     for fisher in fishers:
         fisher.steps += 1
 
@@ -248,16 +246,6 @@ def _stepped(optimizer: Optimizer) -> list[FisherWeight]:
             _remember(watched)
     found = [(parameter, _fishers.get(parameter)) for parameter in parameters]
     return [fisher for parameter, fisher in found if fisher is not None and fisher.weight is parameter]
-
-
-def _stepped_biases(optimizer: Optimizer, fishers: Iterable[FisherWeight]) -> Iterator[FisherBias]:
-    # In an order that is the same in all processes; beside a weight or held by the optimizer itself.
-    biases = dict.fromkeys(bias for fisher in fishers for bias in _biases_of(fisher))
-    for parameter in _parameters(optimizer):
-        bias = _biases.get(parameter)
-        if bias is not None and bias.parameter is parameter:
-            biases[bias] = None
-    yield from biases
 
 
 def _limited_by(optimizer: Optimizer, fishers: Iterable[FisherWeight]) -> list[FisherWeight]:
