@@ -296,3 +296,12 @@ IMAGES, LABELS = textures(2)
 def test_refused(parameters, images, labels, message):
     with pytest.raises(ValueError, match=message):
         DeepFisherNetwork(**(QUICK | parameters)).fit(images, labels)
+
+
+def test_autocast_of_the_caller_changes_nothing(model):
+    images, labels = textures(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model.decision_function(images)
+        again = DeepFisherNetwork(**QUICK).fit(images, labels)
+    assert np.array_equal(scores, model.decision_function(images))
+    assert np.array_equal(again.coef_, model.coef_)

@@ -1,6 +1,7 @@
 """A rule for a new kind of layer: made-up layers train as the linear layers that they are made of."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -191,3 +192,17 @@ def test_what_is_no_rule_is_refused():
         register_rule(3, DenseRule())
     with pytest.raises(TypeError, match=r"rule must be an instance of .*Rule, got <class"):
         register_rule(Dense, DenseRule)
+
+
+def test_layers_that_have_no_information_are_named():
+    for layer, what in ((nn.Linear(3, 2, dtype=torch.complex64), "complex parameters"), (empty(), "without entries")):
+        model = nn.Sequential(nn.Linear(3, 3), layer)
+        with pytest.raises(ValueError, match=f"layer '1' has .*{what}: leave it out"):
+            reconstruct(model)
+        assert reconstruct(model, exclude=["1"]) is model
+
+
+def empty():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its initialisation
+        return nn.Linear(0, 2)

@@ -25,7 +25,14 @@ from fisherlayers.fisher_vectors.images import Batch, ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
-from fisherlayers.fisher_vectors.parallel import Progress, in_threads, map_batches, reporter, single_torch_thread
+from fisherlayers.fisher_vectors.parallel import (
+    Progress,
+    full_precision,
+    in_threads,
+    map_batches,
+    reporter,
+    single_torch_thread,
+)
 from fisherlayers.fisher_vectors.persistence import (
     ModelFolderError,
     network_from_tensors,
@@ -276,7 +283,7 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
         report = reporter(self.verbose, progress) if processes.is_first else None
         memory = None if self.memory is None else parse_bytes(self.memory)
         execution = Execution(self.n_jobs, report, memory, None, processes, self.device)
-        with single_torch_thread():
+        with single_torch_thread(), full_precision():
             return self._fit(ImageList(images, each=execution.each), y, costs, execution)
 
     def _fit(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> Self:

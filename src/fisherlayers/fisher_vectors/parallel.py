@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Event
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.images import Batch, ImageList
 
-__all__ = ["Progress", "in_threads", "map_batches", "reporter", "single_torch_thread"]
+__all__ = ["Progress", "full_precision", "in_threads", "map_batches", "reporter", "single_torch_thread"]
 
 Progress = Callable[[str, int, int], None]
 Item = TypeVar("Item")
@@ -51,6 +51,15 @@ def single_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Return a context in which the caller's autocast on the CPU does not round.
+
+    Returns:
+        Nothing is done where there is none.
+    """
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def map_batches(
@@ -160,7 +169,7 @@ class _Work(Generic[Result]):
             return None
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             return self.function(part.images.load(part.batch), part.batch)
 
     def __getstate__(self) -> tuple[str, np.ndarray]:

@@ -65,6 +65,10 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
             raise ValueError(f"layer {name!r} has no weights yet: run one forward pass before reconstruct(model)")
         if name not in wanted or name not in rules or name in inner:
             continue
+        unfit = [p for p in module._parameters.values() if p is not None and (p.numel() == 0 or p.is_complex())]
+        if unfit:
+            what = "complex parameters" if unfit[0].is_complex() else "a parameter without entries"
+            raise ValueError(f"layer {name!r} has {what}: leave it out, for example exclude=[{name!r}]")
         if rules[name].optional and not isinstance(module, asked):
             continue
         chosen = [weight for weight, place in held[name] if names[place.host] in wanted and _free(place)]
