@@ -212,3 +212,57 @@ def test_kronecker_is_the_information_of_independent_factors():
     assert float(information.inputs.count) == 70
     with pytest.raises(ValueError, match="as many inputs as gradients, got 3 and 4"):
         information.update((inputs[:3], gradients[:4]))
+
+
+@pytest.mark.parametrize("rows", [64, 4000])  # with and without the blocked product
+def test_autocast_of_the_caller_does_not_round(rows):
+    scores = torch.randn(rows, 3, dtype=torch.float32)
+    expected, found = DenseInformation(3, dtype=torch.float32), DenseInformation(3, dtype=torch.float32)
+    expected.update(scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        found.update(scores)
+    assert torch.equal(found.value(), expected.value())
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_neither_the_mean_nor_the_count(other):
+    information = DenseInformation(2, dtype=torch.float32).to(other)
+    for step in range(300):
+        information.update(torch.full((1, 2), 1.0 if step < 150 else 2.0))
+    assert float(information.count) == 300
+    torch.testing.assert_close(information.value(), torch.full((2, 2), 2.5))
+    assert information.double().value().dtype == torch.float64
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        DenseInformation(2, dtype=other)
+
+
+def test_a_refused_batch_leaves_no_trace():
+    information = KroneckerInformation(3, 2)
+    information.update((torch.ones(4, 3), torch.ones(4, 2)))
+    before = copy.deepcopy(information.state_dict())
+    for scores in (
+        (torch.ones(4, 3), torch.full((4, 2), torch.nan)),
+        (torch.ones(4, 3), torch.ones(4, 5)),
+        (torch.full((4, 3), torch.inf), torch.ones(4, 2)),
+    ):
+        with pytest.raises(ValueError, match="scores must"):
+            information.update(scores)
+    with pytest.raises(ValueError, match="other must have"):
+        information.merge(KroneckerInformation(3, 4))
+    with pytest.raises(TypeError, match="other must be a KroneckerInformation"):
+        information.merge(DenseInformation(3))
+    with pytest.raises(TypeError, match="scores must be a pair"):
+        information.update(torch.ones(4, 3))
+    for name, value in information.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_squares_that_overflow_are_told_from_scores_that_are_not_finite():
+    with pytest.raises(ValueError, match="so large that the squares overflow"):
+        DenseInformation(3, dtype=torch.float32).update(torch.full((5, 3), 1e20))
+
+
+def test_leading_dimensions_may_be_a_list():
+    information = DenseInformation(3, batch_shape=[2])
+    information.update(torch.ones(2, 5, 3))
+    assert torch.equal(information.value(), torch.ones(2, 3, 3))

@@ -151,7 +151,7 @@ def spiked(size: int, leading: list[float], rest: float, seed: int = 0) -> torch
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_low_rank_is_exact_where_the_tail_is_flat(damping):
+def test_low_rank_is_exact_where_the_tail_is_zero(damping):
     matrix = spiked(20, [100.0, 30.0, 10.0], 0.0)
     if damping == 0.0:
         with pytest.raises(RootError, match="singular"):

@@ -183,3 +183,17 @@ def test_a_block_root_is_the_root_of_the_block_diagonal_matrix(blocks, width, si
 def test_blocks_that_do_not_cover_the_coordinates_are_refused():
     with pytest.raises(ValueError, match=r"blocks .* of 9 coordinates"):
         BlockRoot(torch.eye(2).repeat(4, 1, 1), 9)
+
+
+def test_settings_are_refused_when_the_layer_is_made():
+    for options, message in (
+        ({"damping": -1.0}, "damping must be at least 0"),
+        ({"method": "svd"}, "method must be one of"),
+        ({"rank": 0}, "rank must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FisherLayer(DenseInformation(3), **options)
+    nothing = DiagonalInformation(3)
+    nothing.update(torch.zeros(4, 3))
+    with pytest.raises(RootError, match="all scores were zero"):
+        root_of(nothing, damping=0.1)

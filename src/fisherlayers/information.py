@@ -12,6 +12,7 @@ mean of s sᵀ together with the effective number of scores behind it, so that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from fisherlayers.gram import gram
 
 __all__ = ["DenseInformation", "DiagonalInformation", "FisherInformation", "KroneckerInformation"]
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class FisherInformation(nn.Module, ABC):
@@ -86,14 +89,26 @@ class _SecondMoment(FisherInformation):
         super().__init__(decay=decay)
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
+        if dtype in _HALVES:
+            raise ValueError(f"dtype must be float32 or float64, got {dtype}: in half precision a mean is lost")
         self.num_features = num_features
-        self.batch_shape = batch_shape
+        self.batch_shape = tuple(batch_shape)
         shape = (*batch_shape, *[num_features] * self.order)
         self.register_buffer("second_moment", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("count", torch.zeros((), device=device, dtype=torch.float64))
 
     @abstractmethod
     def _mean_moment(self, scores: Tensor) -> Tensor: ...
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # model.half() or .bfloat16() must round neither the mean nor the count.
+        kept = [buffer.clone() for buffer in self.buffers()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers(), kept, strict=True):
+                if buffer.dtype != before.dtype and (buffer.dtype in _HALVES or before.ndim == 0):
+                    buffer.data = before.to(buffer.device)
+        return self
 
     @torch.no_grad()
     def update(self, scores: Tensor, *, new_step: bool = True) -> None:
@@ -103,8 +118,22 @@ class _SecondMoment(FisherInformation):
             scores: One score a row; converted to the dtype of the information.
             new_step: Whether the past decays first; False continues the step of the previous call.
 
+        Scores that do not fit are refused as by ``checked_moment``, and leave no trace.
+        """
+        self.update_from_moment(self.checked_moment(scores), scores.shape[-2], new_step=new_step)
+
+    @torch.no_grad()
+    def checked_moment(self, scores: Tensor) -> Tensor:
+        """Return the mean second moment of scores, which nothing is done with yet.
+
+        Args:
+            scores: (*batch_shape, N, D); converted to the dtype of the information.
+
+        Returns:
+            In the shape of ``value()``.
+
         Raises:
-            ValueError: If the shape does not fit, there is no row, or a score is not finite.
+            ValueError: If the shape does not fit, there is no row, or a score or its square is not finite.
         """
         if scores.ndim < 2 or (scores.shape[:-2], scores.shape[-1]) != (self.batch_shape, self.num_features):
             expected = ", ".join([*map(str, self.batch_shape), "N", str(self.num_features)])
@@ -112,11 +141,14 @@ class _SecondMoment(FisherInformation):
         rows = scores.shape[-2]
         if rows == 0:
             raise ValueError(f"scores must hold at least one row, got shape {tuple(scores.shape)}")
-        moment = self._mean_moment(scores.to(self.second_moment.dtype))
+        with torch.autocast(scores.device.type, enabled=False):
+            moment = self._mean_moment(scores.to(self.second_moment.dtype))
         # One non-finite score makes its whole row of s sᵀ non-finite, and with it the sum.
         if not bool(torch.isfinite(moment.sum())):
+            if bool(torch.isfinite(scores).all()):
+                raise ValueError(f"scores are so large that the squares overflow in {moment.dtype}: scale them down")
             raise ValueError("scores must be finite: found NaN or infinity (drop this batch, or look for its cause)")
-        self.update_from_moment(moment, rows, new_step=new_step)
+        return moment
 
     @torch.no_grad()
     def update_from_moment(self, moment: Tensor, count: Tensor | float, *, new_step: bool = True) -> None:
@@ -127,9 +159,9 @@ class _SecondMoment(FisherInformation):
             count: How many scores they were, more than 0.
             new_step: Whether the past decays first; False continues the step of the previous call.
         """
-        past = self.count * self.decay if new_step else self.count
-        self.count.copy_(past + count)
-        self.second_moment.lerp_(moment, (count / self.count).to(moment.dtype))
+        total = (self.count * self.decay if new_step else self.count) + count
+        self.second_moment.lerp_(moment.to(self.second_moment), (count / total).to(self.second_moment.dtype))
+        self.count.copy_(total)
 
     @torch.no_grad()
     def merge(self, other: Self) -> None:
@@ -185,7 +217,7 @@ class DenseInformation(_SecondMoment):
         decay: Weight of the past at every step, in [0, 1]; 1 is the exact mean over all scores.
         batch_shape: Leading dimensions: several informations side by side, such as one a group of a convolution.
         device: Where the information lives.
-        dtype: Its floating type; the default type of torch if None.
+        dtype: float32 or float64; the default type of torch if None.
     """
 
     order = 2
@@ -202,7 +234,7 @@ class DiagonalInformation(_SecondMoment):
         decay: Weight of the past at every step, in [0, 1]; 1 is the exact mean over all scores.
         batch_shape: Leading dimensions: several informations side by side.
         device: Where the information lives.
-        dtype: Its floating type; the default type of torch if None.
+        dtype: float32 or float64; the default type of torch if None.
     """
 
     order = 1
@@ -242,7 +274,7 @@ class KroneckerInformation(FisherInformation):
         out_features: Size of B.
         decay: Weight of the past at every step, in [0, 1]; 1 is the exact mean over all scores.
         device: Where the factors live.
-        dtype: Their floating type; the default type of torch if None.
+        dtype: float32 or float64; the default type of torch if None.
     """
 
     def __init__(
@@ -266,22 +298,36 @@ class KroneckerInformation(FisherInformation):
             new_step: Whether the past decays first; False continues the step of the previous call.
 
         Raises:
-            ValueError: If the numbers of rows differ.
+            TypeError: If it is no pair.
+            ValueError: If the numbers of rows differ, or either factor does not fit or is not finite.
         """
+        if isinstance(scores, Tensor) or len(scores) != 2:
+            raise TypeError("scores must be a pair: inputs (N, in_features) and output derivatives (N, out_features)")
         inputs, gradients = scores
         if inputs.shape[0] != gradients.shape[0]:
             raise ValueError(
                 f"scores must hold as many inputs as gradients, got {inputs.shape[0]} and {gradients.shape[0]} rows"
             )
-        self.inputs.update(inputs, new_step=new_step)
-        self.gradients.update(gradients, new_step=new_step)
+        # Both or neither: a batch that is refused has left no trace.
+        first, second = self.inputs.checked_moment(inputs), self.gradients.checked_moment(gradients)
+        self.inputs.update_from_moment(first, len(inputs), new_step=new_step)
+        self.gradients.update_from_moment(second, len(gradients), new_step=new_step)
 
     def merge(self, other: Self) -> None:
         """Add what another instance accumulated over the same number of steps.
 
         Args:
             other: Information of the same sizes and decay.
+
+        Raises:
+            TypeError: If ``other`` is of another kind.
+            ValueError: If its sizes or decay differ.
         """
+        if type(other) is not type(self):
+            raise TypeError(f"other must be a {type(self).__name__}, got {type(other).__name__}")
+        own, its = (tuple(len(f.second_moment) for f in (i.inputs, i.gradients)) for i in (self, other))
+        if own != its:
+            raise ValueError(f"other must have (in_features, out_features) = {own}, got {its}")
         self.inputs.merge(other.inputs)
         self.gradients.merge(other.gradients)
 

@@ -107,7 +107,8 @@ def low_rank_inverse_square_root(
     Nyström approximation of F (Frangella, Tropp and Udell 2023) from the sketch F Ω, where Ω is the basis of an
     earlier call (then every call is a further step of a subspace iteration) or random. The neglected directions get
     their mean eigenvalue τ = (tr F - Σ λ_i) / (D - r): taking it for zero would amplify them by damping^(-1/2).
-    Exact for matrices with all eigenvalues but ``rank`` equal and Ω in general position.
+    Exact for matrices of that rank and Ω in general position. Where all eigenvalues but ``rank`` are equal and not
+    zero, the exact root is the limit of calls with the basis of the last one.
 
     Args:
         matrix: F, symmetric positive semi-definite, (..., D, D).

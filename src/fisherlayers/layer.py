@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,8 @@ def root_of(
             diagonal = information.value()
             gains = (diagonal + damping * diagonal.mean(-1, keepdim=True)).rsqrt()
             if not bool(torch.isfinite(gains).all()):
-                raise RootError(f"the information is zero along a coordinate: raise damping (it is {damping})")
+                advice = f"raise damping (it is {damping})" if bool((diagonal > 0).any()) else "all scores were zero"
+                raise RootError(f"the information is zero along a coordinate: {advice}")
             return DiagonalRoot(gains)
         if isinstance(information, KroneckerInformation):
             last = previous if isinstance(previous, KroneckerRoot) else None
@@ -113,6 +116,9 @@ class FisherLayer(nn.Module):
         method: How a dense matrix is inverted.
         rank: Number of directions of a low-rank root; None for a dense one.
 
+    Raises:
+        ValueError: If an argument is out of its range.
+
     Example:
         >>> import torch
         >>> from fisherlayers import DenseInformation, FisherLayer
@@ -136,6 +142,12 @@ class FisherLayer(nn.Module):
         rank: int | None = None,
     ) -> None:
         super().__init__()
+        if not damping >= 0:
+            raise ValueError(f"damping must be at least 0, got {damping}")
+        if method not in get_args(RootMethod):
+            raise ValueError(f"method must be one of {get_args(RootMethod)}, got {method!r}")
+        if rank is not None and rank < 1:
+            raise ValueError(f"rank must be at least 1, or None for a dense root, got {rank}")
         self.information = information
         self.damping = damping
         self.method: RootMethod = method

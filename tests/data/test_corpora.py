@@ -67,3 +67,12 @@ def test_bad_texts_and_shares_are_refused(tmp_path):
 def test_missing_texts_say_where_to_get_them(tmp_path):
     with pytest.raises(DataNotFoundError, match=r"tiny-shakespeare is not on this machine .*char-rnn"):
         load_tiny_shakespeare(tmp_path)
+
+
+def test_paths_may_be_text_and_other_encodings_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one two\none")
+    assert read_words(str(tmp_path / "a.txt"), str(tmp_path / "a.txt")).vocabulary == ["<eos>", "one", "two"]
+    assert len(read_characters(str(tmp_path / "a.txt")).vocabulary) == 7
+    (tmp_path / "b.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"b\.txt is no UTF-8 text"):
+        read_characters(tmp_path / "b.txt")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fisherlayers.data.folders import load_folder
 
@@ -69,3 +70,18 @@ def test_single_class_is_enough_to_evaluate_but_not_to_train(tmp_path):
     with pytest.raises(ValueError, match=r"has 1 class folder \(cat\): a classifier needs at least 2 classes"):
         load_folder(tmp_path)
     assert load_folder(tmp_path, min_classes=1).classes == ["cat"]
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    write_images(tmp_path, {"a": 2, "b": 1})
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    (tmp_path / "b" / "more").symlink_to(tmp_path / "a")  # a link to a folder beside is
+    found = load_folder(tmp_path)
+    assert [path.parent.name for path in found.paths] == ["a", "a", "b", "more", "more"]
+
+
+def write_images(root, counts):
+    for name, count in counts.items():
+        (root / name).mkdir()
+        for number in range(count):
+            Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / name / f"{number}.png")

@@ -134,3 +134,18 @@ def test_bad_arguments():
         FisherVectorLayer(2, 3, position_weight=1.0)(torch.ones(1, 4, 1))
     with pytest.raises(ValueError, match="go together"):
         FisherVectorLayer.from_descriptors(torch.randn(9, 3), 2, position_weight=1.0)
+
+
+def test_a_mask_of_a_map_has_its_height_and_width():
+    layer, maps = FisherVectorLayer(3, 4), torch.randn(1, 4, 5, 6)
+    mask = torch.zeros(1, 5, 6, dtype=torch.bool)
+    mask[:, 0] = True
+    torch.testing.assert_close(layer(maps, mask=mask), layer(maps[:, :, :1]))
+    with pytest.raises(ValueError, match=r"mask must have shape \(B, 5, 6\), as the maps; got \(1, 6, 5\)"):
+        layer(maps, mask=mask.mT)
+
+
+@pytest.mark.parametrize("components", range(1, 40))
+def test_weights_sum_to_one_in_bfloat16(components):
+    layer = FisherVectorLayer(components, 4).bfloat16()
+    assert torch.isfinite(layer(torch.randn(1, 50, 4))).all()

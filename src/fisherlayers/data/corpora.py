@@ -47,7 +47,7 @@ def load_penn_treebank(root: str | Path | None = None) -> Corpus:
     return read_words(*files)
 
 
-def read_words(train: Path, validation: Path, test: Path | None = None) -> Corpus:
+def read_words(train: str | Path, validation: str | Path, test: str | Path | None = None) -> Corpus:
     """Read text files word by word: separated by white space, each line ended by `END_OF_LINE`.
 
     Args:
@@ -58,16 +58,16 @@ def read_words(train: Path, validation: Path, test: Path | None = None) -> Corpu
     Returns:
         The numbered words.
     """
-    parts = [_words(path) for path in (train, validation, *([test] if test else []))]
+    paths = [Path(path) for path in (train, validation, *([test] if test else []))]
+    parts = [_words(path) for path in paths]
     vocabulary = sorted(set(parts[0]))
     index = {word: number for number, word in enumerate(vocabulary)}
-    paths = [train, validation, *([test] if test else [])]
     arrays = [_numbers(part, index, path) for part, path in zip(parts, paths, strict=True)]
     return Corpus(arrays[0], arrays[1], arrays[2] if test else np.zeros(0, np.int64), vocabulary)
 
 
 def _words(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).splitlines()
     return [word for line in lines for word in (*line.split(), END_OF_LINE)]
 
 
@@ -90,7 +90,7 @@ def load_tiny_shakespeare(root: str | Path | None = None) -> Corpus:
     return read_characters(file)
 
 
-def read_characters(file: Path, *, train_share: float = 0.9) -> Corpus:
+def read_characters(file: str | Path, *, train_share: float = 0.9) -> Corpus:
     """Read a text file character by character.
 
     Args:
@@ -105,13 +105,21 @@ def read_characters(file: Path, *, train_share: float = 0.9) -> Corpus:
     """
     if not 0 < train_share < 1:
         raise ValueError(f"train_share must be in (0, 1); got {train_share}")
-    text = file.read_text(encoding="utf-8")
+    file = Path(file)
+    text = _text(file)
     if len(text) < 2:
         raise ValueError(f"{file} holds {len(text)} characters: expected a text that can be split")
     vocabulary = sorted(set(text))
     numbers = _numbers(text, {character: number for number, character in enumerate(vocabulary)}, file)
     cut = min(max(1, round(train_share * len(text))), len(text) - 1)
     return Corpus(numbers[:cut], numbers[cut:], np.zeros(0, np.int64), vocabulary)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def _numbers(tokens: Iterable[str], index: dict[str, int], path: Path) -> NDArray[np.int64]:

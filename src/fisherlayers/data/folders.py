@@ -66,11 +66,13 @@ def _is_image(path: Path) -> bool:
     return _visible(path) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    # A link to a folder above would go round for ever.
+    above |= {folder.resolve()}
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if _visible(path):
-            found += _files(path) if path.is_dir() else [path]
+        if _visible(path) and not (path.is_dir() and path.resolve() in above):
+            found += _files(path, above) if path.is_dir() else [path]
     return found
 
 

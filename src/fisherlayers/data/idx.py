@@ -177,7 +177,7 @@ def parse_idx(raw: bytes, *, source: str) -> NDArray[np.uint8]:
     shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4))
     if len(raw) != start + int(np.prod(shape, dtype=np.int64)):
         raise ValueError(f"{source} is damaged: {len(raw)} bytes do not hold an array of shape {shape}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()  # to be written to
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -70,7 +70,7 @@ class Exports:
             raise ValueError(
                 f"module has a classifier of shape {coef.shape}, expected {self.coef_.shape}: take it from to_module"
             )
-        found, own = ({n: tuple(t.shape) for n, t in network_tensors(n_).items()} for n_ in (network, self.network_))
+        found, own = _shapes(network), _shapes(self.network_)
         if found != own:
             other = sorted(name for name in found.keys() | own.keys() if found.get(name) != own.get(name))
             raise ValueError(f"module is of another network ({', '.join(other[:3])}): take it from to_module")
@@ -216,3 +216,7 @@ class Exports:
         model.model.metadata_props["classes"] = json.dumps(self.classes_.tolist())
         model.model.metadata_props["temperature"] = repr(self.temperature_)
         model.save(os.fspath(path))
+
+
+def _shapes(network: FisherNetwork) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network_tensors(network).items()}

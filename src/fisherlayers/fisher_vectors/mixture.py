@@ -66,7 +66,7 @@ class DiagonalMixture:
             if name != "means" and not bool((tensor > 0).all()):
                 raise ValueError(f"{name} must be positive, got a smallest entry of {float(tensor.min()):.3g}")
         total = float(self.weights.detach().double().sum())
-        if abs(total - 1.0) > 1e-3:
+        if abs(total - 1.0) > max(1e-3, torch.finfo(self.weights.dtype).eps):
             raise ValueError(f"weights must sum to one, got {total:.6g}")
 
     @property

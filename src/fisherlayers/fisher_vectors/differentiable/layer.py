@@ -159,6 +159,8 @@ class FisherVectorLayer(nn.Module):
         """
         if descriptors.ndim == 4:
             height, width = descriptors.shape[2:]
+            if mask is not None and mask.shape[1:] != (height, width):
+                raise ValueError(f"mask must have shape (B, {height}, {width}), as the maps; got {tuple(mask.shape)}")
             descriptors = descriptors.flatten(2).mT
             mask = None if mask is None else mask.flatten(1)
             if self.position_weight and positions is None:
