@@ -34,7 +34,7 @@ def load_folder(root: str | Path, *, min_classes: int = 2) -> ImageSet:
     if not folders:
         raise ValueError(f"{root} has no class folders ({_count(loose, 'image')} lie directly in it): {_LAYOUT}")
 
-    members = {folder.name: _files(folder) for folder in folders}
+    members = {folder.name: _files(folder, frozenset({root.resolve()})) for folder in folders}
     images = {name: [path for path in files if _is_image(path)] for name, files in members.items()}
     empty = [name for name, paths in images.items() if not paths]
     if empty:
@@ -66,7 +66,7 @@ def _is_image(path: Path) -> bool:
     return _visible(path) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _files(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+def _files(folder: Path, above: frozenset[Path]) -> list[Path]:
     # A link to a folder above would go round for ever.
     above |= {folder.resolve()}
     found: list[Path] = []
