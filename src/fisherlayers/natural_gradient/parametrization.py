@@ -173,7 +173,7 @@ class FisherWeight(Following):
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.pending = None  # seen by the state that is left
+        self.pending, self.forward_at = None, -1  # seen by the state that is left
         mean = state_dict.get(prefix + "mean")
         if isinstance(mean, Tensor) and mean.ndim > self.mean.ndim:
             self.split(len(mean))
