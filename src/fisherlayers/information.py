@@ -12,7 +12,8 @@ mean of s sᵀ together with the effective number of scores behind it, so that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -20,9 +21,33 @@ from torch import Tensor, nn
 
 from fisherlayers.gram import gram
 
-__all__ = ["DenseInformation", "DiagonalInformation", "FisherInformation", "KroneckerInformation"]
+__all__ = [
+    "DenseInformation",
+    "DiagonalInformation",
+    "FisherInformation",
+    "KroneckerInformation",
+    "full_precision_of",
+]
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def full_precision_of(module: nn.Module) -> Iterator[None]:
+    """Let ``half()`` and ``bfloat16()`` of a model leave a module's buffers in the precision that they have.
+
+    Args:
+        module: Whose buffers, its submodules' included, are converted inside the context.
+
+    Yields:
+        Nothing.
+    """
+    kept = [buffer.clone() for buffer in module.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in zip(module.buffers(), kept, strict=True):
+            if buffer.dtype in _HALVES:
+                buffer.data = before.to(buffer.device)
 
 
 class FisherInformation(nn.Module, ABC):
@@ -101,13 +126,9 @@ class _SecondMoment(FisherInformation):
     def _mean_moment(self, scores: Tensor) -> Tensor: ...
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # model.half() or .bfloat16() must round neither the mean nor the count.
-        kept = [buffer.clone() for buffer in self.buffers()]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for buffer, before in zip(self.buffers(), kept, strict=True):
-                if buffer.dtype != before.dtype and (buffer.dtype in _HALVES or before.ndim == 0):
-                    buffer.data = before.to(buffer.device)
+        with full_precision_of(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.count.data = self.count.data.double()
         return self
 
     @torch.no_grad()

@@ -33,15 +33,8 @@ from fisherlayers.fisher_vectors.parallel import (
     reporter,
     single_torch_thread,
 )
-from fisherlayers.fisher_vectors.persistence import (
-    ModelFolderError,
-    network_from_tensors,
-    network_tensors,
-    read_folder,
-    take,
-    write_folder,
-)
 from fisherlayers.fisher_vectors.processes import Processes
+from fisherlayers.fisher_vectors.saving import Saving
 from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.setting_values import as_whole_number, check_device
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
@@ -50,7 +43,7 @@ from fisherlayers.fisher_vectors.training import fit_network
 __all__ = ["DeepFisherNetwork"]
 
 
-class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Image classifier without back-propagation or pretrained weights (Simonyan, Vedaldi and Zisserman, NIPS 2013).
 
     Dense SIFT, and colour statistics where images have colour, are encoded as Fisher vectors in one or more layers; a
@@ -389,77 +382,12 @@ class DeepFisherNetwork(Exports, HubMethods, ClassifierMixin, BaseEstimator):  #
             return probabilities(two_columns(scores.reshape(-1, 1)), self.temperature_)[:, 1].reshape(scores.shape)
         return probabilities(two_columns(scores.reshape(len(scores), -1)), self.temperature_)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the fitted classifier to a folder: config.json and weights.safetensors, all or nothing.
-
-        Args:
-            folder: Created; a model that is there is replaced once the new one is complete.
-        """
-        check_is_fitted(self)
-        # Folders and devices are this machine's.
-        parameters = {name: _plain(value) for name, value in self.get_params().items()}
-        parameters |= {"workspace": None, "device": "cpu"}
-        config = {
-            "model": type(self).__name__,
-            "parameters": parameters,
-            "settings": self.settings_.to_config(),
-            # JSON has no dates.
-            "classes": (self.classes_.astype(str) if self.classes_.dtype.kind == "M" else self.classes_).tolist(),
-            "class_type": self.classes_.dtype.str,
-            "multilabel": self.multilabel_,
-            "C": self.C_,
-            "temperature": self.temperature_,
-        }
-        tensors = network_tensors(self.network_)
-        tensors |= {"svm.coef": torch.as_tensor(self.coef_), "svm.intercept": torch.as_tensor(self.intercept_)}
-        write_folder(folder, config, tensors)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read a classifier that `save` wrote. No code of the folder is run.
-
-        Args:
-            folder: Of the model.
-
-        Returns:
-            The fitted classifier, with the same scores bit for bit.
-
-        Raises:
-            ModelFolderError: If the folder is no model of this class and version, or damaged.
-        """
-        config, tensors = read_folder(folder)
-        if config.get("model") != cls.__name__:
-            raise ModelFolderError(f"{folder} holds a {config.get('model')!r}, expected a {cls.__name__!r}")
-        try:
-            model = cls(**config["parameters"])
-            model.settings_ = NetworkSettings.from_config(config["settings"])
-            model.classes_ = np.array(config["classes"], dtype=np.dtype(config["class_type"]))
-            model.multilabel_ = bool(config.get("multilabel", False))
-            model.C_, model.temperature_ = float(config["C"]), float(config["temperature"])
-            if isinstance(model.class_weight, Mapping):
-                # The keys of a JSON object are text.
-                labels = {str(label): label for label in model.classes_.tolist()}
-                model.class_weight = {labels.get(name, name): weight for name, weight in model.class_weight.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFolderError(f"{folder} is damaged: config.json: {error!r}") from error
-        model.network_ = network_from_tensors(model.settings_, tensors)
-        rows = 1 if model._has_two_classes else len(model.classes_)
-        model.coef_ = take(tensors, "svm.coef", rows, model.network_.num_features).numpy()
-        model.intercept_ = take(tensors, "svm.intercept", rows).numpy()
-        if tensors:
-            raise ModelFolderError(f"{folder} is damaged: unknown tensors {sorted(tensors)}")
-        return model
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         tags.no_validation = True
         return tags
-
-    @property
-    def _has_two_classes(self) -> bool:
-        return len(self.classes_) == 2 and not self.multilabel_
 
     def _checked_class_weight(self, classes: np.ndarray, labels: np.ndarray) -> ClassWeight:
         weight = self.class_weight
@@ -503,16 +431,3 @@ class _Score:
     def __call__(self, images: Tensor, batch: Batch) -> tuple[np.ndarray, int]:
         encodings = self.network.to(self.device).encode(images.to(self.device)).cpu()
         return (encodings @ self.coef.T + self.intercept).numpy(), int((encodings == 0).all(dim=1).sum())
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter as JSON can hold it; a live random generator is not kept."""
-    if isinstance(value, np.ndarray | tuple | list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return None if isinstance(value, np.random.RandomState) else value

@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fisherlayers.fisher_vectors.calibration import fit_temperature
+from fisherlayers.fisher_vectors.images import by_position
 from fisherlayers.fisher_vectors.selection import two_columns
 
 __all__ = ["LateFusion", "fusion_weights"]
@@ -103,7 +104,7 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"members must be at least two (name, classifier) pairs of distinct names, got {names}")
         if self.cv != "prefit" and not (isinstance(self.cv, Integral) and self.cv >= 2):
             raise ValueError(f"cv must be at least 2 folds, or 'prefit', got {self.cv!r}")
-        images = _by_position(images)
+        images = by_position(images)
         labels = np.asarray(y)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = column_or_1d(labels, warn=True)
@@ -210,11 +211,6 @@ def _places(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if unknown := sorted({str(value) for value in labels.tolist() if value not in known}):
         raise ValueError(f"y has labels that the members do not know: {', '.join(unknown)}")
     return np.array([known[value] for value in labels.tolist()])
-
-
-def _by_position(images: Any) -> Any:
-    # A column of a data frame counts by its index.
-    return images.tolist() if hasattr(images, "iloc") and hasattr(images, "tolist") else images
 
 
 def _take(images: Any, indices: np.ndarray) -> Any:

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, pad
 from fisherlayers.data.images import ImageReadError, read_image, to_uint8
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 
-__all__ = ["Batch", "ImageList", "warn_empty"]
+__all__ = ["Batch", "ImageList", "by_position", "warn_empty"]
 
 # Pixels of one batch: enough work a call, and its descriptors still fit the cache's neighbourhood.
 _BATCH_PIXELS = 65_536
@@ -220,7 +220,23 @@ def _as_sequence(images: Any) -> Any:
         raise TypeError(f"images must be a list of arrays or paths, got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("images is empty: pass at least one image")
-    # A column of a data frame counts by its index, not by position.
+    return by_position(images)
+
+
+def by_position(images: Any) -> Any:
+    """Return a sequence that is indexed by position.
+
+    Args:
+        images: Any; a column of a data frame counts by its index.
+
+    Returns:
+        The column as a list; everything else as it is.
+
+    Raises:
+        TypeError: If it is a whole data frame.
+    """
+    if hasattr(images, "iloc") and not hasattr(images, "tolist"):
+        raise TypeError(f"images must be one column of a data frame, got a {type(images).__name__}: pass frame['path']")
     return images.tolist() if hasattr(images, "iloc") else images
 
 

@@ -14,6 +14,7 @@ and a batch of 50. It is exact for the information of that batch.
 
 import weakref
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, overload
 
 import torch
@@ -117,7 +118,7 @@ class ExactNaturalGradient(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         for name, value in (("lr", lr), ("damping", damping), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not isinstance(value, int | float):
+            if not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fisherlayers.information import DenseInformation
+from fisherlayers.information import DenseInformation, full_precision_of
 from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates, mixed_bias, unmixed, unmixed_bias
 from fisherlayers.natural_gradient.following import Following, Settings
@@ -186,13 +186,8 @@ class FisherWeight(Following):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.pending = None
         self.reading.forget()
-        # model.half() or .bfloat16() must not round the information and the root: there is no bf16 root.
-        kept = [buffer.clone() for buffer in self.buffers()]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for buffer, before in zip(self.buffers(), kept, strict=True):
-                if buffer.dtype in (torch.float16, torch.bfloat16):
-                    buffer.data = before.to(buffer.device)
+        with full_precision_of(self):  # there is no bf16 root
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

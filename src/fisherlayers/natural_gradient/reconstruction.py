@@ -1,6 +1,7 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -128,7 +129,7 @@ def reconstruct(
                 f"{name} must be positive and finite (it is relative to the mean eigenvalue) or {other!r}, "
                 f"got {number!r}"
             )
-    if not (isinstance(decay, int | float) and 0 <= decay <= 1):
+    if not (isinstance(decay, Real) and 0 <= decay <= 1):
         raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay!r}")
     for name, value in (("refresh_every", refresh_every), ("statistics_every", statistics_every)):
         if not (isinstance(value, int) and value >= 1):

@@ -159,18 +159,15 @@ def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
     find_processes(fishers.values())  # also where nothing is due: other processes may differ, and are to agree
+    # Activation checkpointing runs the layer again during the backward pass. What the forward pass has shown already is
+    # passed over then (where it ran without gradients it has shown nothing).
+    again = torch._C._current_graph_task_id() >= 0
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
-        if fisher.statistics_due and fisher.weight.requires_grad:
+        if fisher.statistics_due and fisher.weight.requires_grad and not (again and fisher.forward_at == fisher.steps):
             due[name] = fisher
-    if torch._C._current_graph_task_id() >= 0:
-        # Activation checkpointing runs the layer again during the backward pass. What the forward pass has shown
-        # already is passed over (where it ran without gradients it has shown nothing).
-        due = {name: fisher for name, fisher in due.items() if fisher.forward_at != fisher.steps}
-    else:
-        for fisher in due.values():
-            fisher.forward_at = fisher.steps
+            fisher.forward_at = -1 if again else fisher.steps
     if not due:
         return
     max_rows = max(fisher.max_rows for fisher in due.values())
