@@ -58,6 +58,27 @@ def fisher_vector_loops(mixture, descriptors, assignment="soft", threshold=0.0):
 def em_step_loops(mixture, descriptors, variance_floor):
     """Return the textbook EM step."""
     gamma = torch.stack([posterior(mixture, x) for x in descriptors])
+    return maximized(gamma, descriptors, variance_floor)
+
+
+def incremental_pass_loops(mixture, descriptors, gamma, blocks, variance_floor):
+    """Go once through every b-th row, b = 0, 1, ...: posteriors of one block are made anew, all are maximised over.
+
+    `gamma` holds the posteriors of all descriptors, NaN where there are none yet; it is written to. Returns the mixture
+    and the mean log-likelihood of the descriptors, each under the mixture that it met.
+    """
+    met = []
+    for block in range(blocks):
+        for row in range(block, len(descriptors), blocks):
+            gamma[row] = posterior(mixture, descriptors[row])
+            met.append(density(mixture, descriptors[row]).sum().log())
+        known = ~gamma[:, 0].isnan()
+        mixture = maximized(gamma[known], descriptors[known], variance_floor)
+    return mixture, float(torch.stack(met).mean())
+
+
+def maximized(gamma, descriptors, variance_floor):
+    """Return the mixture that posteriors of descriptors ask for."""
     mass = gamma.sum(0)
     means = torch.stack([(gamma[:, k, None] * descriptors).sum(0) / mass[k] for k in range(len(mass))])
     variances = torch.stack([

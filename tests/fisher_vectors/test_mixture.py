@@ -11,7 +11,13 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from fisher_vectors.fisher_vector_references import density, em_step_loops, random_mixture, sample
+from fisher_vectors.fisher_vector_references import (
+    density,
+    em_step_loops,
+    incremental_pass_loops,
+    random_mixture,
+    sample,
+)
 from fisherlayers.fisher_vectors.expectation_maximisation import em_step, fit_mixture
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, log_prob, log_responsibilities, responsibilities
 
@@ -118,6 +124,55 @@ def test_em_agrees_with_scikit_learn_from_the_same_start(dtype, tolerance):
         )
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_passes_in_blocks_are_neals_and_hintons_incremental_em(chunk, dtype, tolerance):
+    rows = sample(random_mixture(4, 3, seed=1), 62)
+    start, floor = random_mixture(4, 3), 0.02
+    expected, gamma = start, torch.full((62, 4), float("nan"), dtype=torch.float64)
+    reports = []
+    for passes in (1, 2, 3):
+        expected, met = incremental_pass_loops(expected, rows, gamma, 3, floor * rows.var(0, correction=0))
+        fitted = fit_mixture(
+            rows.to(dtype),
+            4,
+            start=start,
+            max_iterations=passes,
+            blocks=3,
+            chunk=chunk,
+            tolerance=-1.0,
+            variance_floor=floor,
+            min_weight=1e-12,
+            progress=lambda *report: reports.append(report),
+        )
+        for name in ("weights", "means", "variances"):
+            mine = getattr(fitted, name).double()
+            torch.testing.assert_close(mine, getattr(expected, name), rtol=tolerance, atol=tolerance)
+        assert len(reports) == passes * (passes + 1) / 2
+        assert reports[-1] == (passes, passes, pytest.approx(met, rel=tolerance))
+
+
+def test_blocks_end_where_em_ends():
+    rows = sample(random_mixture(3, 2, spread=4.0), 400)
+    fitted = fit_mixture(rows, 3, max_iterations=200, blocks=5, tolerance=-1.0, variance_floor=1e-6)
+    stepped, _ = em_step(fitted, rows, variance_floor=1e-9)
+    for name in ("weights", "means", "variances"):
+        torch.testing.assert_close(getattr(stepped, name), getattr(fitted, name), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_six_passes_in_blocks_are_worth_ten_steps(seed):
+    truth = random_mixture(60, 8, seed=seed, spread=1.0)
+    rows, unseen = sample(truth, 50_000, seed=seed).float(), sample(truth, 20_000, seed=seed + 10).float()
+    start = fit_mixture(rows, 40, seed=seed, max_iterations=0)
+
+    def likelihood(iterations, blocks):
+        fitted = fit_mixture(rows, 40, start=start, max_iterations=iterations, blocks=blocks, tolerance=-1.0)
+        return np.array([float(log_prob(fitted, given).mean()) for given in (rows, unseen)])
+
+    assert (likelihood(6, None) > likelihood(10, 1)).all()
+
+
 @pytest.mark.parametrize("rows", [600, 12_000])
 def test_fit_recovers_separated_components_from_the_k_means_start(rows):
     truth = DiagonalMixture(
@@ -160,6 +215,16 @@ def test_batches_of_k_means_start_as_well_as_all_rows():
     )
     random = likelihood(start=around(rows[:40]))
     assert lloyd - np.mean([likelihood(seed=seed) for seed in range(4)]) < 0.25 * (lloyd - random)
+
+
+@pytest.mark.parametrize("rows", [3000, 12_000])
+def test_the_start_does_not_depend_on_where_the_descriptors_lie(rows):
+    near = sample(random_mixture(20, 8), rows).float()
+    far = near + 2.0**16
+    near = far - 2.0**16  # rounded alike
+    fits = [fit_mixture(given, 20, max_iterations=0) for given in (near, far)]
+    torch.testing.assert_close(fits[1].means - 2.0**16, fits[0].means, rtol=0, atol=0.02)
+    torch.testing.assert_close(fits[1].weights, fits[0].weights, rtol=0, atol=0.002)
 
 
 def test_progress_reports_rising_likelihood_and_the_tolerance_stops():
@@ -241,7 +306,10 @@ def test_one_component_is_the_sample_mean_and_variance():
         ({"num_components": 31}, "num_components must lie between 1 and the 30 descriptors, got 31: give more"),
         ({"variance_floor": 0.0}, r"variance_floor must lie in \(0, 1\], got 0.0"),
         ({"min_weight": 0.6}, "min_weight must lie in"),
+        ({"blocks": 0}, "blocks must lie between 1 and the 30 descriptors, got 0"),
+        ({"blocks": 31}, "blocks must lie between 1 and the 30 descriptors, got 31"),
         ({"max_iterations": -1}, "max_iterations must be at least 0, got -1"),
+        ({"descriptors": torch.full((30, 2), 0.1)}, "descriptors must differ from each other, all rows are equal"),
         ({"descriptors": torch.zeros(30, 2)}, "descriptors must differ from each other, all rows are equal"),
         ({"descriptors": torch.zeros(30)}, r"descriptors must be a floating-point tensor of shape \(N, D\)"),
         ({"descriptors": torch.zeros(30, 2, dtype=torch.int64)}, "floating-point tensor .* got torch.int64"),

@@ -100,7 +100,7 @@ class LogJoint(NamedTuple):
     """log w_k N_k(x) as a linear function of [x, x^2] about the centre.
 
     Attributes:
-        center: Mean of the mixture, (D,).
+        center: (D,).
         factors: (K, 2 D).
         constants: (K,).
     """
@@ -110,16 +110,18 @@ class LogJoint(NamedTuple):
     constants: Tensor
 
     @classmethod
-    def of(cls, mixture: DiagonalMixture) -> LogJoint:
+    def of(cls, mixture: DiagonalMixture, center: Tensor | None = None) -> LogJoint:
         """Multiply out the exponents of a mixture's components.
 
         Args:
             mixture: K components over D features.
+            center: (D,), near the mixture's mean; the mean if None.
 
         Returns:
             The function.
         """
-        center = mixture.weights @ mixture.means
+        if center is None:
+            center = mixture.weights @ mixture.means
         means = mixture.means - center
         precisions = mixture.variances.reciprocal()
         constants = mixture.weights.log() - 0.5 * (
