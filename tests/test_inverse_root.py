@@ -161,6 +161,19 @@ def test_low_rank_is_exact_where_the_tail_is_zero(damping):
     torch.testing.assert_close(root, inverse_square_root(matrix, damping=damping), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("rank", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_low_rank_takes_matrices_of_less_rank_in_their_own_precision(rank, dtype):
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        factor = torch.randn(60, rank, generator=generator, dtype=dtype)
+        matrix = factor @ factor.T
+        found = LowRankRoot(low_rank_inverse_square_root(matrix, rank=12, damping=0.1)).dense()
+        expected = inverse_square_root(factor.double() @ factor.double().T, damping=0.1)
+        tolerance = 1e5 * torch.finfo(dtype).eps * float(expected.abs().max())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
 def test_low_rank_warm_starts_converge_to_the_leading_directions():
     matrix = spiked(40, [100.0, 80.0, 60.0, 50.0], 1.0)
     exact = inverse_square_root(matrix, damping=0.1)

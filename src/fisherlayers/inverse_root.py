@@ -132,15 +132,16 @@ def low_rank_inverse_square_root(
     omega = random_basis(size, rank, seed=seed).to(values.device) if basis is None else basis.to(values)
     if omega.shape[-2:] != (size, rank):
         raise ValueError(f"basis must have shape (..., {size}, {rank}), got {tuple(omega.shape)}")
+    precision = 8 * torch.finfo(matrix.dtype).eps
     try:
-        low_rank = low_rank_from_sketch(values @ omega, omega, trace, damping=damping)
+        low_rank = low_rank_from_sketch(values @ omega, omega, trace, damping=damping, precision=precision)
     except ValueError:
         raise ValueError(_not_positive(matrix)) from None
     return LowRank(*(tensor.to(matrix.dtype) for tensor in low_rank))
 
 
 def low_rank_from_sketch(
-    sketch: Tensor, basis: Tensor, trace: Tensor, *, damping: float, precision: float = torch.finfo(torch.float64).eps
+    sketch: Tensor, basis: Tensor, trace: Tensor, *, damping: float, precision: float | Tensor
 ) -> LowRank:
     """Return the root of ``low_rank_inverse_square_root`` from F Ω alone, for whoever can multiply by F cheaply.
 
@@ -149,7 +150,7 @@ def low_rank_from_sketch(
         basis: Ω with orthonormal columns, (..., D, r), float64.
         trace: tr F, (...), float64.
         damping: Relative to the mean eigenvalue tr(F) / D; at least 0.
-        precision: Relative error of the sketch: the machine epsilon with which it was computed.
+        precision: Error of the sketch over the trace, one number or (...): what rounding left of it.
 
     Returns:
         Scale, basis and gains in float64, the gains in ascending order.

@@ -135,6 +135,49 @@ def test_groups_are_rooted_side_by_side():
             torch.testing.assert_close(both.mean[index], apart.mean)
 
 
+@pytest.mark.parametrize("damping", [0.5, float("inf")])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("low_rank", [True, False])
+def test_a_group_that_never_varies_stays_as_it_is_beside_the_others(low_rank, centred, damping):
+    inputs = [samples(seed=1), torch.full((200, D), 3.0) if centred else torch.zeros(200, D), samples(seed=2)]
+    start = DenseRoot(torch.eye(D).repeat(3, 1, 1))
+    if low_rank:
+        start = LowRankRoot(LowRank(torch.ones(3), random_basis(D, 3).repeat(3, 1, 1), torch.ones(3, 3)))
+    moments = torch.stack([moment(rows, torch.zeros(D)) for rows in inputs])
+    found = input_coordinates(moments, torch.zeros(3, D), centred=centred, damping=damping, previous=start)
+    for index in (0, 2):
+        single = low_rank_start() if low_rank else dense_start()
+        apart = coordinates(inputs[index], start=single, damping=damping, centred=centred)
+        torch.testing.assert_close(found.root.dense()[index], apart.root.dense())
+        torch.testing.assert_close(found.mean[index], apart.mean)
+    torch.testing.assert_close(found.root.dense()[1], torch.eye(D))
+    assert not found.mean[1].any()
+
+
+@pytest.mark.parametrize(
+    ("shift", "dtype"),
+    [(15.0, torch.float32), (30.0, torch.float32), (100.0, torch.float64), (1e4, torch.float64)],
+)
+def test_low_rank_roots_where_the_mean_has_left_the_origin(shift, dtype):
+    # Directions without variance are known no better than the power about the origin, which the mean rules.
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(256, 3, generator=generator, dtype=dtype) @ torch.randn(
+        3, 200, generator=generator, dtype=dtype
+    )
+    rows = torch.nn.functional.pad(spread + shift, (0, 1), value=1.0)
+    second, root = rows.T @ rows / 256, low_rank_start(200, 31).to(dtype)
+    for _ in range(5):
+        found = input_coordinates(second, torch.zeros(200, dtype=dtype), centred=True, damping=3.0, previous=root)
+        root = found.root
+    # what the identity of the definition leaves where the covariance has rank 3
+    covariance = torch.cov(spread.double().T, correction=0)
+    values, vectors = torch.linalg.eigh(covariance + 3 * covariance.trace() / 200 * torch.eye(200, dtype=torch.float64))
+    expected = vectors / values.sqrt() @ vectors.T
+    expected = expected * (4 * covariance.trace() / (expected @ covariance @ expected).trace()).sqrt()
+    noise = 1e3 * torch.finfo(dtype).eps * (1 + shift**2)
+    assert float((root.dense().double() - expected).abs().max()) < noise * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("start", [dense_start, low_rank_start])
 def test_inputs_that_never_vary_have_no_coordinates(start):
     assert coordinates(torch.full((10, D), 3.0), start=start()) is None

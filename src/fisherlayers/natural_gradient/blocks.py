@@ -48,21 +48,9 @@ class BlockWeight(FisherWeight):
 
     @override
     def refreshed(self) -> Coordinates | None:
-        moment, origin = self.information.value().clone(), self.origin.clone()
-        power = moment[..., :-1, :-1].diagonal(dim1=-2, dim2=-1).sum(-1)
-        spread = power - moment[..., -1, :-1].square().sum(-1)
-        still = spread <= 16 * origin.shape[-1] * torch.finfo(moment.dtype).eps * power
-        if bool(still.all()):
-            return None
-        # A block that never varied keeps its inputs as they are.
-        moment[still], origin[still] = torch.eye(moment.shape[-1]).to(moment), 0.0
-        dense = DenseRoot(torch.eye(origin.shape[-1]).to(origin).expand(len(origin), -1, -1))
+        dense = DenseRoot(torch.eye(self.origin.shape[-1]).to(self.origin).expand(len(self.origin), -1, -1))
         found = input_coordinates(
-            moment,
-            origin,
-            centred=self.centred,
-            damping=self.damping,
-            previous=dense,
+            self.information.value(), self.origin, centred=self.centred, damping=self.damping, previous=dense
         )
         if found is None:
             return None

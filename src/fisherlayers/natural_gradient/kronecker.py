@@ -118,7 +118,7 @@ def output_root(information: Tensor, *, damping: float, previous: Root) -> Root:
         previous: The root so far: gives the structure, and the start of a low-rank one.
 
     Returns:
-        The root, in the structure of ``previous``; ``previous`` itself if a group's derivatives never varied.
+        The root, in the structure of ``previous``; ``previous`` itself if no group's derivatives ever varied.
     """
     origin = torch.zeros_like(information[..., 0])
     moment = pad(information, (0, 1, 0, 1))

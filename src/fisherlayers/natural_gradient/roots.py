@@ -48,6 +48,8 @@ def input_coordinates(
     more than the variance before the root can follow; so tr(S C S) is at most 4 tr C. With λ infinite S = I: the input
     is centred, and steps keep their length.
 
+    A group whose input never varied, the filter of a dead channel, say, has S = I and the mean zero beside the others.
+
     Args:
         second_moment: E[s sᵀ] of s = [x - origin; 1], (..., D + 1, D + 1).
         origin: (..., D).
@@ -56,7 +58,7 @@ def input_coordinates(
         previous: The root so far: gives the structure, and the start of a low-rank one.
 
     Returns:
-        Root and mean in the dtype of ``origin``; None if the input never varied.
+        Root and mean in the dtype of ``origin``; None if no group's input ever varied.
     """
     power, centre = second_moment[..., :-1, :-1], second_moment[..., -1, :-1].double()
     mean = origin.double() + centre
@@ -65,8 +67,13 @@ def input_coordinates(
     trace = _trace(power).double() + sum(sign * vector.square().sum(-1) for sign, vector in terms)
     size = mean.shape[-1]
     rounding = 8 * torch.finfo(second_moment.dtype).eps
-    if not bool((trace > size * rounding * _trace(power)).all()):
+    still = ~(trace > size * rounding * _trace(power))
+    if bool(still.all()):
         return None
+    if bool(still.any()):
+        second_moment, origin = second_moment.clone(), origin.clone()
+        second_moment[still], origin[still] = torch.eye(size + 1).to(second_moment), 0.0
+        return input_coordinates(second_moment, origin, centred=centred, damping=damping, previous=previous)
     found = (mean if centred else torch.zeros_like(mean)).to(origin.dtype)
     if math.isinf(damping):
         return Coordinates(_identity(previous), found)
@@ -76,7 +83,8 @@ def input_coordinates(
         sketch = (power @ previous.basis).double()
         for sign, vector in terms:
             sketch = sketch + sign * vector.unsqueeze(-1) * (vector.unsqueeze(-2) @ basis)
-        low = low_rank_from_sketch(sketch, basis, trace, damping=damping, precision=rounding)
+        precision = rounding * _trace(power).double() / trace  # of the power, from which the outer products were taken
+        low = low_rank_from_sketch(sketch, basis, trace, damping=damping, precision=precision)
         root = LowRankRoot(low)
         ridge = (damping * trace / size).unsqueeze(-1)
         # tr(S C S) by the eigenvalues that the root is made of: gain^(-2) - λ, and one value for all the others.
