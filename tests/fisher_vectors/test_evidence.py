@@ -9,6 +9,7 @@ from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork
 from fisherlayers.fisher_vectors.encoding import fisher_vectors
 from fisherlayers.fisher_vectors.evidence import descriptor_evidence
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 
 SMALL = {"components": 4, "dimensions": 6, "bin_sizes": (3, 4), "step": 3, "iterations": 5, "random_state": 0}
 
@@ -34,6 +35,18 @@ def test_terms_are_shared_out_as_defined(stabilizer):
     found = descriptor_evidence(mixture, rows.unsqueeze(0), terms, stabilizer=stabilizer)[0]
     torch.testing.assert_close(found, expected)
     assert float(found.sum()) == pytest.approx(float(terms.sum()), abs=1e-12)
+
+
+def test_single_precision_suffices_far_from_the_origin():
+    mixture = random_mixture(3, 2)
+    rows = (sample(mixture, 60).float() + 1e4).double()  # what single precision can hold there
+    moved = DiagonalMixture(mixture.weights.float(), mixture.means.float() + 1e4, mixture.variances.float())
+    terms = torch.randn(1, 12, dtype=torch.float64)
+    exact = DiagonalMixture(mixture.weights, moved.means.double(), moved.variances.double())
+    expected = descriptor_evidence(exact, rows.unsqueeze(0), terms)
+    found = descriptor_evidence(moved, rows.float().unsqueeze(0), terms.float())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+    assert float(found.sum()) == pytest.approx(float(terms.sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -82,11 +83,27 @@ def test_errors_name_the_argument():
         LinearSVM().fit(points, np.zeros(len(points)))
     with pytest.raises(ValueError, match="C must be a positive number, got 'large'"):
         LinearSVM(C="large").fit(points, labels)
+    for bad in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"^C must be a positive number, got"):
+            LinearSVM(C=bad).fit(points, labels)
+    with pytest.raises(ValueError, match=r"^tol must be positive, got 0"):
+        LinearSVM(tol=0.0).fit(points, labels)
+    with pytest.raises(ValueError, match=r"^max_iter must be at least 1, got 0"):
+        LinearSVM(max_iter=0).fit(points, labels)
+    with pytest.raises(ValueError, match=r"^intercept_scaling must be 0 or a positive number, got -1"):
+        LinearSVM(intercept_scaling=-1.0).fit(points, labels)
     with pytest.raises(ValueError, match="sample_weight must leave some weight in each class"):
         LinearSVM(class_weight="balanced").fit(points, labels, sample_weight=labels > 0)
     points[3, 2] = np.inf
     with pytest.raises(ValueError, match="must be finite: found NaN or infinity"):
         LinearSVM().fit(points, labels)
+
+
+def test_an_unreached_tolerance_is_said_without_inner_names():
+    points, labels = problem(3)
+    with pytest.warns(ConvergenceWarning, match="stopped after 1 steps") as caught:
+        LinearSVM(max_iter=1, tol=1e-13).fit(points, labels)
+    assert not any(name in str(caught[0].message) for name in ("max_steps", "costs", "float64"))
 
 
 # Weighted and repeated rows must agree to 1e-7: that takes a tight gap.

@@ -34,6 +34,27 @@ def test_l2_gives_unit_rows_and_leaves_zero():
     assert float(l2_normalize(rows)[2].norm()) < 1e-7  # below the floor: not blown up to unit norm
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("floor", [1e-12, 1e-60])
+def test_zero_stays_zero_in_every_precision(dtype, floor):
+    assert l2_normalize(torch.zeros(2, 3, dtype=dtype), floor=floor).tolist() == [[0.0] * 3] * 2
+    assert intra_normalize(torch.zeros(8, dtype=dtype), 2, floor=floor).tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [6e-5, 1.0, 6e4])
+def test_half_precision_is_normalised_in_single(dtype, size):
+    values = (size * torch.tensor([[1.0, -1.0, 1.0, 1.0], [0.5, 0.25, 0.0, -1.0]])).to(dtype).requires_grad_()
+    result = l2_normalize(values)
+    assert result.dtype == dtype
+    exact = values.detach().double()
+    expected = exact / exact.square().sum(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(result.detach(), expected.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(intra_normalize(values[:1], 1).detach(), expected[:1].to(dtype), rtol=0, atol=0)
+    result.sum().backward()
+    assert bool(torch.isfinite(values.grad).all())
+
+
 def test_intra_normalize_evens_out_the_components():
     components, features = 3, 2
     encoding = torch.randn(4, 2 * components * features, dtype=torch.float64)

@@ -96,6 +96,24 @@ def test_float32_rows_give_a_float32_map_as_accurate_as_float32_allows():
     torch.testing.assert_close(rounded.basis.double(), exact.basis, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-25), (torch.float32, 1e25), (torch.float16, 1e3)])
+def test_variances_need_not_fit_the_dtype_of_the_rows(dtype, scale):
+    rows = (scale * correlated_rows(columns=3, offset=0.0)).to(dtype)
+    components, exact = fit_pca(rows, whiten=True), fit_pca(rows.double(), whiten=True)
+    torch.testing.assert_close(components.variances, exact.variances)
+    whitened, tolerance = components.transform(rows), 10 * torch.finfo(dtype).eps
+    assert whitened.dtype == components.basis.dtype == dtype
+    torch.testing.assert_close(whitened.double(), exact.transform(rows.double()), rtol=0, atol=10 * tolerance)
+    back = components.inverse_transform(whitened)
+    assert back.dtype == dtype
+    torch.testing.assert_close(back.double() / scale, rows.double() / scale, rtol=0, atol=10 * tolerance)
+
+
+def test_a_fit_is_no_function_of_its_rows():
+    components = fit_pca(correlated_rows().requires_grad_(), 2, whiten=True)
+    assert not any(tensor.requires_grad for tensor in components.to_tensors().values())
+
+
 def test_leading_axes_are_kept():
     rows = correlated_rows(24)
     components = fit_pca(rows, 2)

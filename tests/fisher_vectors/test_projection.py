@@ -75,7 +75,7 @@ def test_size_cuts_or_fills_up():
     larger = learn_projection(encodings, labels, no_folds(labels), size=9)[0]
     assert torch.equal(larger[:6], full)
     torch.testing.assert_close(larger[6:].norm(dim=1), full.norm(dim=1).mean().expand(3))
-    assert len(learn_projection(encodings, labels, no_folds(labels), size=100)[0]) == 6 + 47
+    assert len(learn_projection(encodings, labels, no_folds(labels), size=100)[0]) == 6 + 30
 
 
 def test_reduction_is_one_rotation_for_all_folds():
@@ -98,6 +98,16 @@ def test_principal_rows_are_the_singular_vectors():
     rows = principal_rows(encodings, 5)
     expected = np.linalg.svd((encodings - encodings.mean(dim=0)).numpy(), full_matrices=False)[2][:5]
     np.testing.assert_allclose(np.abs(rows.numpy() @ expected.T), np.eye(5), atol=1e-8)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_principal_rows_of_repeated_encodings_are_those_that_there_are(offset):
+    distinct = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) + offset
+    rows = principal_rows(distinct.repeat(4, 1), 19)
+    assert len(rows) == 4
+    torch.testing.assert_close(rows @ rows.T, torch.eye(4), rtol=0, atol=1e-5)
+    expected = np.linalg.svd((distinct - distinct.mean(dim=0)).double().numpy(), full_matrices=False)[2][:4]
+    np.testing.assert_allclose(np.abs(rows.double().numpy() @ expected.T), np.eye(4), atol=1e-5)
 
 
 def test_principal_rows_of_many_encodings(monkeypatch, tmp_path):

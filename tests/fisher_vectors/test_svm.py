@@ -196,6 +196,73 @@ def test_float32_reaches_the_default_tolerance(solver, cost):
     torch.testing.assert_close(fit.objectives, exact.objectives, rtol=1e-5, atol=0)
 
 
+def few_directions(scale, rows=200, features=64, rank=6, dtype=torch.float32):
+    """Rows whose Gram matrix is singular, and large: rounded, it is not even positive."""
+    generator = torch.Generator().manual_seed(0)
+    coordinates = torch.randn(rows, rank, generator=generator)
+    labels = torch.arange(rows) % 2
+    coordinates[:, 0] += 0.7 * labels
+    points = scale * coordinates @ torch.randn(rank, features, generator=generator)
+    return points.to(dtype), 2.0 * labels[:, None].double() - 1
+
+
+@pytest.mark.parametrize("solver", ["auto", *SOLVERS])
+@pytest.mark.parametrize(("scale", "cost"), [(1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (0.01, 1e4)])
+def test_the_certificate_holds_for_float32_rows(solver, scale, cost):
+    points, targets = few_directions(scale)
+    if solver == "auto":
+        points, targets = points[:120], targets[:120]
+    fit = fit_svm(points, targets, cost, solver=solver)
+    exact = fit_svm(points.double(), targets, cost, tolerance=1e-10)
+    assert bool((fit.gaps <= 1e-6 * fit.objectives).all())
+    torch.testing.assert_close(fit.objectives, exact.objectives, rtol=1.1e-6, atol=0)
+    rounding = 1e-6 * float(exact.weights.norm())
+    distance = float((fit.weights.double() - exact.weights).norm())
+    assert distance <= float((2 * fit.gaps).sqrt() + (2 * exact.gaps).sqrt()) + rounding
+    values = objective(
+        points.double(), targets, torch.full_like(targets, cost), fit.weights.double(), fit.intercepts.double()
+    )
+    torch.testing.assert_close(values, exact.objectives, rtol=1e-5, atol=0)
+
+
+def test_rounding_of_a_gram_matrix_is_made_good_from_the_rows(monkeypatch):
+    points, labels = problem(300, 600, dtype=torch.float32)
+    made = []
+    monkeypatch.setattr(svm, "GramSpace", lambda *a, **k: made.append(k["precision"]) or GramSpace(*a, **k))
+    fit = fit_svm(points, one_vs_rest(labels, 3), 100.0)
+    exact = fit_svm(points.double(), one_vs_rest(labels, 3), 100.0, tolerance=EXACT)
+    assert made == [torch.float32, torch.float64]  # the second is the exact fit's
+    assert bool((fit.gaps <= 1e-6 * fit.objectives).all())
+    torch.testing.assert_close(fit.objectives, exact.objectives, rtol=1.1e-6, atol=0)
+
+
+def test_a_gram_matrix_in_float64_is_made_where_it_fits(monkeypatch):
+    points, targets = few_directions(100.0)
+    points, targets = points[:100], targets[:100]
+    made = []
+    for name, space in {"GramSpace": GramSpace, "RowSpace": RowSpace}.items():
+        monkeypatch.setattr(
+            svm, name, lambda *a, n=name, s=space, **k: made.append((n, k["precision"].itemsize)) or s(*a, **k)
+        )
+    fits = [svm_path(points, targets, [1.0], largest_gram=size * 100**2)[0] for size in (8, 7, 3)]
+    assert made == [("GramSpace", 4), ("GramSpace", 8), ("GramSpace", 4), ("RowSpace", 8), ("RowSpace", 4)]
+    for fit in fits:
+        torch.testing.assert_close(fit.objectives, fits[0].objectives, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("scale", "offset"), [(10.0, 0.0), (100.0, 0.0), (100.0, 100.0)])
+def test_long_rows_are_solved_within_the_default_steps(solver, scale, offset):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (300,), generator=generator)
+    points = scale * torch.randn(300, 512, generator=generator, dtype=torch.float64) + offset
+    points[:, :5] += 0.5 * scale * labels[:, None]
+    reference = LinearSVC(C=1.0, tol=1e-9, max_iter=200_000, random_state=0).fit(points.numpy(), labels.numpy())
+    fit = fit_svm(points, 2.0 * labels[:, None] - 1, 1.0, solver=solver)
+    expected = torch.from_numpy(reference.coef_)
+    torch.testing.assert_close(fit.weights, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
 def test_the_start_on_a_sample_leaves_the_solution(monkeypatch):
     points, labels = problem(400, 10)
     targets = one_vs_rest(labels, 3)
@@ -227,6 +294,10 @@ def test_auto_takes_the_gram_matrix_of_few_rows(monkeypatch):
 def test_gram_matrix(block_rows):
     points, _ = problem(13, 5)
     torch.testing.assert_close(gram_matrix(points, bias=2.0, block_rows=block_rows), points @ points.T + 4)
+    narrow = points.float()
+    exact = narrow.double() @ narrow.double().T
+    torch.testing.assert_close(gram_matrix(narrow, block_rows=block_rows, precision=torch.float64), exact)
+    torch.testing.assert_close(gram_matrix(narrow, block_rows=block_rows), exact.float())
 
 
 @pytest.mark.parametrize("make", [RowSpace, GramSpace])
@@ -241,7 +312,11 @@ def test_spaces_are_the_definition(make):
     curved = extended.T @ (curvature * (extended @ explicit))
     torch.testing.assert_close(space.scores(space.curve(vector, curvature)), extended @ curved)
     torch.testing.assert_close(space.dot(vector, space.curve(vector, curvature)), (explicit * curved).sum(0))
-    weights, intercepts = space.weights(vector)
+    others = torch.randn(20, 2, dtype=torch.float64)
+    gradient = space.in_rows(space.gradient(vector, others))
+    torch.testing.assert_close(gradient[:-1], (explicit - extended.T @ others)[:-1])
+    torch.testing.assert_close(gradient[-1], (explicit - extended.T @ others)[-1])
+    weights, intercepts = space.row_space.weights(space.in_rows(vector))
     torch.testing.assert_close(torch.cat([weights.T, intercepts[None] / 0.7]), explicit)
     assert bool((space.scores(space.zeros(2)) == 0).all())
 

@@ -75,6 +75,22 @@ def test_normalisation_is_brought_up_to_date_as_torch_does_it():
     torch.testing.assert_close(average.module[1].running_mean, average.module[0](vectors()[0]).mean(0))
 
 
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_buffers_that_no_checkpoint_holds_are_taken_over_too(use_buffers):
+    model = reconstruct(nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)))
+    plain = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))
+    for each in (model, plain):
+        each[1].register_buffer("scale", torch.ones(2), persistent=False)
+    average = AveragedPlainModel(model, use_buffers=use_buffers)
+    expected = AveragedModel(plain, use_buffers=use_buffers)
+    for value in (3.0, 5.0):
+        for each, its in ((model, average), (plain, expected)):
+            each[1].scale.fill_(value)
+            its.update_parameters(each)
+    assert torch.equal(average.module[1].scale, expected.module[1].scale)
+    assert average.module[1].scale[0] > 1
+
+
 def test_a_plain_model_is_averaged_as_ever_and_nothing_else_is():
     model = perceptron()
     average = AveragedPlainModel(model)

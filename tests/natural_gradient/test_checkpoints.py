@@ -6,8 +6,14 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct
+from fisherlayers.natural_gradient import AveragedPlainModel, fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 
@@ -24,6 +30,25 @@ def trained(network="perceptron", optimizer="SGD", steps=7, **options):
     built = OPTIMIZERS[optimizer](model)
     train(model, built, *data(), steps)
     return model, built
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_resumes_exactly_by_torchs_distributed_checkpoints(optimizer, model_first):
+    model, built = trained(optimizer=optimizer)
+    options = StateDictOptions(full_state_dict=True)
+    saved = copy.deepcopy(get_state_dict(model, built, options=options))
+    fresh = reconstruct(perceptron(seed=9), refresh_every=3, statistics_every=2)
+    fresh_optimizer = OPTIMIZERS[optimizer](fresh)
+    # Torch fills a fresh optimizer's state by a step with a learning rate of zero.
+    if model_first:
+        set_model_state_dict(fresh, saved[0], options=options)
+    set_optimizer_state_dict(fresh, fresh_optimizer, saved[1], options=options)
+    if not model_first:
+        set_model_state_dict(fresh, saved[0], options=options)
+    assert [fisher_of(layer).steps for layer in layers_of(fresh)] == [7, 7, 7]
+    losses = [train(*pair, *vectors(), 6) for pair in ((model, built), (fresh, fresh_optimizer))]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -203,3 +228,32 @@ def test_foreign_and_missing_keys_are_still_refused():
     state.pop("2.weight"), state.pop("2.bias")
     with pytest.raises(RuntimeError, match=r"Missing key.*2\.parametrizations"):
         reconstruct(perceptron()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("first", ["wrapped", "reconstructed"])
+def test_keys_of_a_model_whose_activations_are_checkpointed(first):
+    checkpoint_wrapper = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+
+    def wrap(model):
+        checkpoint_wrapper.apply_activation_checkpointing(model, check_fn=lambda layer: isinstance(layer, nn.Linear))
+        return model
+
+    def options(model):
+        return reconstruct(model, refresh_every=1, statistics_every=1)
+
+    model = options(wrap(perceptron())) if first == "wrapped" else wrap(options(perceptron()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, optimizer, *vectors(), 3)
+    average = AveragedPlainModel(model)
+    average.update_parameters(model)
+    state = plain_state_dict(model)
+    assert list(state) == list(perceptron().state_dict())
+    assert list(plain_state_dict(checkpoint_wrapper.checkpoint_wrapper(model))) == list(state)
+    plain = perceptron(seed=9)
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain(vectors()[0]), model(vectors()[0]))
+    for name, value in average.module.state_dict().items():
+        assert torch.equal(value, state[name])
+    other = wrap(reconstruct(perceptron(seed=8)))
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(vectors()[0]), model(vectors()[0]))

@@ -1,6 +1,8 @@
 """Several processes train as one: DDP and FSDP2 under torchrun, with gloo on the CPU."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlayers.natural_gradient.distributed import deal
+from fisherlayers.natural_gradient.dealing import deal
 from natural_gradient.several_processes import REPLICATED, SHARDED, torchrun
 
 HERE = Path(__file__).parent
@@ -30,6 +32,32 @@ def test_processes_train_as_one_on_the_whole_batch(processes, tmp_path):
     gaps = {case: results.pop(case) for case in EXACT[processes]}
     assert max(gaps.values()) < 1e-10, gaps
     assert results == dict.fromkeys(CLAIMS, 0.0)
+
+
+def test_what_loops_do_beside_training(tmp_path):
+    torchrun(2, HERE / "beside_program.py", tmp_path)
+    gaps = json.loads((tmp_path / "results.json").read_text())
+    assert len(gaps) == 14
+    assert max(gaps.values()) < 1e-10, gaps
+
+
+ONE_WRAPPER = """
+import gc, weakref, torch, torch.distributed as dist
+from torch import nn
+from fisherlayers import reconstruct
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+gc.disable()
+wrapped = reconstruct(nn.parallel.DistributedDataParallel(nn.Linear(3, 2)))
+wrapped(torch.randn(4, 3)).sum().backward()
+gone = weakref.ref(wrapped)
+del wrapped
+assert gone() is None
+"""
+
+
+def test_the_first_wrapper_of_a_process_goes_with_its_last_user():
+    # Otherwise a process that trains alone afterwards would wait for the others, until chance collects the wrapper.
+    subprocess.run([sys.executable, "-c", ONE_WRAPPER], check=True)
 
 
 def test_a_killed_process_and_a_restart_from_the_checkpoint(tmp_path):

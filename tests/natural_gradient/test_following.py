@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.natural_gradient.readers import originals
 from natural_gradient.cases_natural_gradient import layers_of, perceptron, train, vectors
 
 
@@ -115,6 +116,64 @@ def test_a_frozen_bias_stays_and_its_layer_is_not_centred():
     train(model, sgd(model), inputs, targets, 5)
     assert torch.equal(model[2].bias, before)
     assert not fisher_of(model[2]).mean.any()
+
+
+def test_a_bias_that_is_frozen_later_stays_from_the_next_step_on():
+    model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=20), vectors()
+    optimizer = sgd(model)
+    train(model, optimizer, inputs, targets, 17)
+    originals(model[2])[1].requires_grad_(False)
+    before, weight = model[2].bias.detach().clone(), model[2].weight.detach().clone()
+    assert fisher_of(model[2]).mean.any()
+    train(model, optimizer, inputs, targets, 3)
+    torch.testing.assert_close(model[2].bias, before, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(model[2].weight, weight)
+    assert not fisher_of(model[2]).mean.any()
+    assert fisher_of(model[0]).refreshed_at == 16  # the others keep their turns
+
+
+@pytest.mark.parametrize("case", ["evaluation", "weights read", "torch.func"])
+def test_training_that_no_layer_can_follow_is_pointed_out_once(case):
+    model, (inputs, targets) = reconstruct(perceptron()), vectors()
+    model.train(case != "evaluation")
+    optimizer = sgd(model)
+
+    def by_reading(x):
+        for layer in model:
+            x = functional.linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+    def by_transform(parameters):
+        return functional.cross_entropy(torch.func.functional_call(model, parameters, inputs), targets)
+
+    def steps(number):
+        for _ in range(number):
+            optimizer.zero_grad()
+            if case == "torch.func":
+                parameters = dict(model.named_parameters())
+                for name, gradient in torch.func.grad(by_transform)(parameters).items():
+                    parameters[name].grad = gradient
+            else:
+                outputs = by_reading(inputs) if case == "weights read" else model(inputs)
+                functional.cross_entropy(outputs, targets).backward()
+            optimizer.step()
+
+    steps(10)  # without a word
+    with pytest.warns(UserWarning, match=r"3 of 3 reconstructed weights \(Linear\) have taken 10 steps, and no input"):
+        steps(1)
+    steps(5)
+
+
+def test_layers_that_take_no_steps_are_not_pointed_out():
+    model, (inputs, targets) = perceptron(), vectors()
+    model[0].requires_grad_(False)
+    model.append(nn.Linear(3, 3))  # never called
+    reconstruct(model)
+    optimizer = sgd(model)
+    for _ in range(15):
+        optimizer.zero_grad()
+        functional.cross_entropy(model[:5](inputs), targets).backward()
+        optimizer.step()
 
 
 def test_a_step_that_the_grad_scaler_skips_does_not_tick():

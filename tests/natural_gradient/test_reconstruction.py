@@ -228,3 +228,34 @@ def test_no_model_is_kept_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_what_hangs_on_the_gradients_of_the_parameters_stays():
+    model, (inputs, targets) = convolutional().to(memory_format=torch.channels_last), images()
+    # Where DistributedDataParallel has its hooks; the node lives as long as somebody holds it.
+    nodes = [p.view_as(p).grad_fn.next_functions[0][0] for p in model.parameters()]
+    seen = []
+    for index, node in enumerate(nodes):
+        node.register_hook(lambda *_, index=index: seen.append(index))
+    lying = [(p.data_ptr(), p.stride()) for p in model.parameters()]
+    optimizer = sgd(model)
+    for action in (lambda: reconstruct(model, **EVERY_STEP), lambda: fold(model, optimizer)):
+        action()
+        seen.clear()
+        train(model, optimizer, inputs, targets, 1)
+        assert sorted(seen) == list(range(len(nodes)))
+        assert [(p.data_ptr(), p.stride()) for p in model.parameters()] == lying
+
+
+def test_fold_takes_in_a_parametrization_on_top():
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    model, (inputs, targets) = perceptron(), vectors()
+    reconstruct(model, **EVERY_STEP)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    train(model, sgd(model), inputs, targets, 3)
+    parameters, outputs = list(model.parameters()), model(inputs)
+    torch.testing.assert_close(fold(model)(inputs), outputs)
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]

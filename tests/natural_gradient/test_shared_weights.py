@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -202,3 +203,65 @@ def test_other_modes_take_the_input_of_a_shared_weight():
     assert losses[-1] < losses[0]
     (fisher,) = fisher_weights(model)
     assert fisher.output is None
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_module_names_what_another_holds_as_transformers_does(tie):
+    model = Tied()
+    if not tie:
+        model.last.weight = nn.Parameter(model.last.weight.detach().clone())
+    reconstruct(model, exclude=[] if tie else ["table"], **SETTINGS)
+    state = model.state_dict()
+    patterns = [
+        re.compile(f"{name}.{pattern}")
+        for name, module in model.named_modules()
+        for pattern in getattr(module, "_tied_weights_keys", None) or {}
+    ]
+    kept = {key: value for key, value in state.items() if not any(pattern.search(key) for pattern in patterns)}
+    storages = [value.untyped_storage().data_ptr() for value in kept.values() if value.numel()]
+    assert len(set(storages)) == len(storages)
+    assert (len(kept) < len(state)) == tie
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        nn.init.zeros_(parameter)
+    copied.load_state_dict(kept, strict=False)
+    for name, value in copied.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert not hasattr(fold(model).last, "_tied_weights_keys")
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_a_tied_language_model_is_saved_and_resumed_by_the_trainer_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Sentences(torch.utils.data.Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            tokens = torch.arange(8) + index
+            return {"input_ids": tokens, "labels": tokens}
+
+    def trained(folder, **resume):
+        transformers.set_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+        model = reconstruct(transformers.LlamaForCausalLM(config), exclude=["*norm*"])
+        assert model.lm_head.parametrizations.weight[0] is model.model.embed_tokens.parametrizations.weight[0]
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder), max_steps=6, save_steps=3, report_to="none", use_cpu=True, disable_tqdm=True
+        )
+        transformers.Trainer(model=model, args=arguments, train_dataset=Sentences()).train(**resume)
+        return plain_state_dict(model)
+
+    expected = trained(tmp_path / "run")
+    found = trained(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)

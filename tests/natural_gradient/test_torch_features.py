@@ -195,6 +195,27 @@ def test_a_compiled_model_trains_as_an_eager_one(backend):
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_step_of_the_optimizer_ticks_as_an_eager_one(backend):
+    inputs, targets = vectors()
+    losses = []
+    for compiled in (False, True):
+        model = reconstruct(perceptron(), rank=3, statistics_every=1, refresh_every=2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        torch._dynamo.reset()
+        step = torch.compile(optimizer.step, backend=backend) if compiled else optimizer.step
+        losses.append([])
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(inputs), targets)
+            loss.backward()
+            step()
+            losses[-1].append(loss.item())
+        assert fisher_of(model[0]).refreshed_at == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
 def test_compilation_happens_once():
     counter = CompileCounterWithBackend("eager")
     model = reconstruct(perceptron(), rank=3, statistics_every=1, refresh_every=2)

@@ -88,6 +88,61 @@ def test_an_averaged_parameter_follows_as_a_value():
     torch.testing.assert_close(average(), before)
 
 
+def test_a_weight_of_two_optimizers_takes_the_momentum_of_both_along():
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(7, 9), nn.ModuleList([nn.Linear(9, 3), nn.Linear(9, 3)])
+    model = reconstruct(nn.ModuleList([trunk, heads]), include=["0"], statistics_every=1, refresh_every=1)
+    optimizers = [torch.optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.01, momentum=0.9) for head in heads]
+    inputs, targets = vectors()
+    weight, bias = originals(trunk)
+    checked = 0
+    for turn in range(10):
+        own, other = optimizers[turn % 2], optimizers[1 - turn % 2]
+        buffers = [other.state.get(each, {}).get("momentum_buffer") for each in (weight, bias)]
+        before = plain_gradient(trunk, *buffers) if buffers[0] is not None else None
+        model.zero_grad()
+        functional.cross_entropy(heads[turn % 2](trunk(inputs * (1 + turn)).tanh()), targets).backward()
+        old = transform(trunk)
+        own.step()
+        if before is not None and not torch.equal(transform(trunk), old):
+            torch.testing.assert_close(plain_gradient(trunk, *buffers), before)
+            checked += 1
+    assert checked > 3
+
+
+@pytest.mark.parametrize("mode", ["input", "kronecker"])
+@pytest.mark.parametrize("alike", [True, False])
+def test_momentum_of_biases_in_an_optimizer_of_their_own(mode, alike):
+    model, (inputs, targets) = reconstruct(perceptron(), mode=mode, statistics_every=1, refresh_every=4), vectors()
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    biases = [p for p in model.parameters() if p.ndim == 1]
+    optimizers = [
+        torch.optim.SGD(weights, lr=0.01, momentum=0.9),
+        torch.optim.SGD(biases, lr=0.02, momentum=0.9 if alike else 0.5),
+    ]
+    layer = model[2]
+    (weight, bias), fisher = originals(layer), fisher_of(layer)
+
+    def plain():
+        # What [W' d] = T⁻¹ [W b] M⁻¹ makes of gradients: T from the left, and the weight's share of the mean beside it.
+        of_weight, of_bias = (o.state[p]["momentum_buffer"] for o, p in zip(optimizers, (weight, bias), strict=True))
+        output = torch.eye(6) if fisher.output is None else fisher.output.dense()
+        of_weight, of_bias = torch.linalg.solve(output, of_weight), torch.linalg.solve(output, of_bias)
+        inverse = torch.linalg.inv(fisher.root.dense())
+        return of_weight @ inverse + (of_bias[:, None] * fisher.mean if alike else 0.0), of_bias
+
+    for turn in range(6):
+        model.zero_grad()
+        functional.cross_entropy(model(inputs * (1 + turn)), targets).backward()
+        if turn == 5:
+            before, old = plain(), transform(layer)
+            refresh(model, optimizers[0])
+            assert not torch.allclose(transform(layer), old)
+            torch.testing.assert_close(plain(), before)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 def test_muon_on_the_weights_beside_another_optimizer_on_the_biases():
     model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=1), vectors()

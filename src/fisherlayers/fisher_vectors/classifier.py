@@ -42,6 +42,11 @@ from fisherlayers.fisher_vectors.training import fit_network
 
 __all__ = ["DeepFisherNetwork"]
 
+# Processes that share a fit may differ in these: how each one runs it, and the seed, which the first one gives to all.
+_OF_ONE_PROCESS = frozenset({"n_jobs", "memory", "workspace", "device", "verbose", "random_state"})
+# Images that are compared between such processes before all are read.
+_COMPARED = 8
+
 
 class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Image classifier without back-propagation or pretrained weights (Simonyan, Vedaldi and Zisserman, NIPS 2013).
@@ -264,22 +269,43 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
             y: Labels, (n,), of at least two classes; or 0 and 1, (n, C), for several labels an image, which may be
                 sparse.
             progress: Called as ``progress(stage, done, total)``.
-            process_group: Processes that make the same call with the same images and share its work: every one of them
-                ends with the same model. A group of gloo, such as ``torch.distributed.group.WORLD``.
+            process_group: Processes that make the same call with all images and share its work: every one of them
+                ends with the same model, or with the error of the one that failed. Only ``n_jobs``, ``memory``,
+                ``workspace``, ``device`` and ``verbose`` may differ; ``random_state`` is the first one's. A group of
+                gloo, such as ``torch.distributed.group.WORLD``.
 
         Returns:
             The classifier itself.
         """
-        costs = self._checked_costs()
-        check_device(self.device)
         processes = Processes(process_group)
-        report = reporter(self.verbose, progress) if processes.is_first else None
-        memory = None if self.memory is None else parse_bytes(self.memory)
-        execution = Execution(self.n_jobs, report, memory, None, processes, self.device)
-        with single_torch_thread(), full_precision():
-            return self._fit(ImageList(images, each=execution.each), y, costs, execution)
+        with processes.together(), single_torch_thread(), full_precision():
+            costs = self._checked_costs()
+            check_device(self.device)
+            report = reporter(self.verbose, progress) if processes.is_first else None
+            memory = None if self.memory is None else parse_bytes(self.memory)
+            execution = Execution(self.n_jobs, report, memory, None, processes, self.device)
+            if processes.size > 1:
+                processes.check_same(self._described_call(images, y))
+            learned = self._learned(ImageList(images, each=execution.each), y, costs, execution)
+        for name, value in learned.items():
+            setattr(self, name, value)
+        return self
 
-    def _fit(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> Self:
+    def _described_call(self, images: Any, y: Any) -> dict[str, str]:
+        """Return what must be the same in all processes of a fit, by name."""
+        some = ImageList(images, each=lambda check, places: map(check, places[:: -(-len(places) // _COMPARED)]))
+        count = len(some.images)
+        classes, labels = check_labels(y, count)
+        labelled = hashlib.sha256(repr(classes.tolist()).encode() + labels.tobytes())
+        settings = {name: value for name, value in self.get_params(deep=False).items() if name not in _OF_ONE_PROCESS}
+        return {
+            "number of images": str(count),
+            "fingerprint of some images": some.fingerprint[:8],
+            "fingerprint of the labels": labelled.hexdigest()[:8],
+        } | {name: _described(value) for name, value in settings.items()}
+
+    def _learned(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> dict[str, Any]:
+        """Return the attributes of the fitted classifier."""
         classes, labels = check_labels(y, len(images))
         class_weight = self._checked_class_weight(classes, labels)
         settings = self._settings(images)
@@ -317,15 +343,17 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
             svm = processes.share(svm)
             assert svm is not None
             execution.report("classifier", 1, 1)
-        # Training's other projections are of no further use.
-        network = network.for_new_images()
-
-        self.classes_, self.multilabel_ = classes, labels.ndim == 2
-        self.settings_ = settings
-        self.network_ = network
-        self.coef_, self.intercept_ = svm.coef, svm.intercept
-        self.C_, self.temperature_ = svm.cost, svm.temperature
-        return self
+        return {
+            "classes_": classes,
+            "multilabel_": labels.ndim == 2,
+            "settings_": settings,
+            # Training's other projections are of no further use.
+            "network_": network.for_new_images(),
+            "coef_": svm.coef,
+            "intercept_": svm.intercept,
+            "C_": svm.cost,
+            "temperature_": svm.temperature,
+        }
 
     def decision_function(self, images: Any) -> np.ndarray:
         """Score images.
@@ -417,6 +445,13 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
     def _settings(self, images: ImageList) -> NetworkSettings:
         overrides = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         return resolve_settings(self.preset, self.depth, images.typical_side, overrides)
+
+
+def _described(value: Any) -> str:
+    """Return a parameter as text that is the same for equal values."""
+    if isinstance(value, Mapping):
+        return str(sorted((str(key), str(entry)) for key, entry in value.items()))
+    return str(np.asarray(value, dtype=object).tolist())
 
 
 @dataclass(frozen=True)

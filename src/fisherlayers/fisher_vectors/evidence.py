@@ -33,7 +33,7 @@ from torch.nn.functional import pad
 
 from fisherlayers.fisher_vectors.descriptors import NUM_BINS, DescriptorGrid, grid_axis
 from fisherlayers.fisher_vectors.encoding import THRESHOLD, fisher_vectors
-from fisherlayers.fisher_vectors.mixture import DiagonalMixture, responsibilities
+from fisherlayers.fisher_vectors.mixture import DiagonalMixture, LogJoint, responsibilities
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.stage import FisherStage, join
@@ -67,13 +67,16 @@ def descriptor_evidence(
     posteriors = torch.nn.functional.threshold(responsibilities(mixture, descriptors), THRESHOLD, 0.0)
     mass = posteriors.sum(dim=1)
     by_posterior = torch.where(mass > 0, rest / mass.clamp_min(THRESHOLD), 0.0)
-    # sum_j slope_j phi_j(x) / gamma_k is a quadratic function of x for each component.
+    # sum_j slope_j phi_j(x) / gamma_k is a quadratic function of x for each component; about the centre, as the pooled
+    # entries are, since far from it its terms cancel.
+    center = LogJoint.of(mixture).center
+    descriptors, means = descriptors - center, mixture.means - center
     to_means, to_deviations = slopes.reshape(len(terms), 2, *mixture.means.shape).unbind(dim=1)
     roots = mixture.weights.rsqrt().unsqueeze(-1)
     linear = to_means * roots / mixture.variances.sqrt()
     square = to_deviations * roots / sqrt(2) / mixture.variances
-    constant = square * (mixture.means.square() - mixture.variances) - linear * mixture.means
-    linear = linear - 2 * square * mixture.means
+    constant = square * (means.square() - mixture.variances) - linear * means
+    linear = linear - 2 * square * means
     parts = descriptors.square() @ square.mT + descriptors @ linear.mT + constant.sum(dim=-1).unsqueeze(1)
     return (posteriors * (parts / count + by_posterior.unsqueeze(1))).sum(dim=-1)
 

@@ -2,19 +2,20 @@
 
 Two kinds of work come back again and again: something is computed from every batch of images (`Execution.map`), or a
 row from every image (`Execution.rows`). Both may be spread over threads, over workers of a cluster by joblib, and over
-the processes of a `torchrun`; rows go to disk where they do not fit in memory, or are to outlive a crash.
+the processes of a `torchrun`, which must then be within `Processes.together`; rows go to disk where they do not fit in
+memory, or are to outlive a crash.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -165,19 +166,21 @@ class Execution:
         if size == 1:
             yield from map_batches(function, images, batches, n_jobs=self.n_jobs, progress=self.progress, stage=stage)
             return
-        own = map_batches(function, images, batches[self.processes.rank :: size], n_jobs=self.n_jobs)
+        mapped = map_batches(function, images, batches[self.processes.rank :: size], n_jobs=self.n_jobs)
         done, total = 0, sum(len(batch.indices) for batch in batches)
-        for _ in range(0, len(batches), size * _ROUND):
-            found = self.processes.gather(list(islice(own, _ROUND)), everywhere=everywhere)
-            for turn in range(_ROUND):
-                for results in found:
-                    if turn < len(results):
-                        yield results[turn]
-                        done += len(results[turn][0].indices)
-                        self.report(stage, done, total)
+        # Closed at once where another process fails: no thread goes on for a fit that has ended.
+        with closing(cast("Generator[tuple[Batch, Result]]", mapped)) as own:
+            for _ in range(0, len(batches), size * _ROUND):
+                found = self.processes.gather(list(islice(own, _ROUND)), everywhere=everywhere)
+                for turn in range(_ROUND):
+                    for results in found:
+                        if turn < len(results):
+                            yield results[turn]
+                            done += len(results[turn][0].indices)
+                            self.report(stage, done, total)
 
     def each(self, function: Callable[[int], Result], places: Sequence[int]) -> Iterator[Result]:
-        """Apply a function to single images; an error in one process is raised in all.
+        """Apply a function to single images.
 
         Args:
             function: position -> result.
@@ -190,16 +193,8 @@ class Execution:
         if size == 1:
             yield from in_threads(function, places, n_jobs=self.n_jobs)
             return
-        found: list[Result] | Exception
-        try:
-            found = list(in_threads(function, places[self.processes.rank :: size], n_jobs=self.n_jobs))
-        except Exception as error:
-            found = error
-        results = []
-        for part in self.processes.gather(found):
-            if isinstance(part, Exception):
-                raise part
-            results.append(part)
+        own = list(in_threads(function, places[self.processes.rank :: size], n_jobs=self.n_jobs))
+        results = self.processes.gather(own)
         for turn in range(len(places)):
             yield results[turn % size][turn // size]
 

@@ -75,8 +75,14 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows, y = validate_data(self, X, y, dtype=_DTYPES, ensure_all_finite=False)
         check_classification_targets(y)
-        if not isinstance(self.C, Real):
+        if not isinstance(self.C, Real) or not 0 < self.C < float("inf"):
             raise ValueError(f"C must be a positive number, got {self.C!r}")
+        if not self.tol > 0:
+            raise ValueError(f"tol must be positive, got {self.tol}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
+        if not 0 <= self.intercept_scaling < float("inf"):
+            raise ValueError(f"intercept_scaling must be 0 or a positive number, got {self.intercept_scaling}")
         classes, indices = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y must hold at least two classes, got one class: {classes.tolist()}")

@@ -51,7 +51,8 @@ def l2_normalize(values: Tensor, *, floor: float = 1e-12) -> Tensor:
 
     Args:
         values: (..., D).
-        floor: The divisor is never smaller, so that a zero vector stays zero; positive.
+        floor: The divisor is never smaller, so that a zero vector stays zero; positive. It counts as at least the
+            smallest normal number of the precision in which norms are computed: float32 for half precision.
 
     Returns:
         (..., D), of unit norm wherever the norm exceeds ``floor``.
@@ -61,7 +62,9 @@ def l2_normalize(values: Tensor, *, floor: float = 1e-12) -> Tensor:
     """
     if not floor > 0:
         raise ValueError(f"floor must be positive, got {floor}")
-    return values / torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_min(floor)
+    wide = values.float() if values.dtype in {torch.float16, torch.bfloat16} else values
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide / norms.clamp_min(max(floor, torch.finfo(wide.dtype).tiny))).to(values.dtype)
 
 
 def intra_normalize(encodings: Tensor, num_components: int, *, floor: float = 1e-12) -> Tensor:
@@ -70,7 +73,7 @@ def intra_normalize(encodings: Tensor, num_components: int, *, floor: float = 1e
     Args:
         encodings: (..., 2 K D) in the layout of ``fisher_vectors``.
         num_components: K.
-        floor: The divisor is never smaller: components that no descriptor reached stay zero; positive.
+        floor: As for `l2_normalize`: components that no descriptor reached stay zero; positive.
 
     Returns:
         (..., 2 K D).

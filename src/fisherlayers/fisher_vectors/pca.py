@@ -37,7 +37,8 @@ class PrincipalComponents:
         mean: What is subtracted first, (D0,).
         basis: Orthonormal directions as columns, by falling variance, (D0, D). The entry of largest magnitude of each
             is positive.
-        variances: Variance along each direction, unbiased, (D,); with a floor, so much larger.
+        variances: Variance along each direction, unbiased, (D,); with a floor, so much larger. In float64 where they
+            come from a fit: the square of what ``basis`` can hold may be too much for its dtype.
         whiten: Whether outputs are divided by their standard deviation. Directions without variance then map to zero.
     """
 
@@ -90,7 +91,7 @@ class PrincipalComponents:
         """
         if projected.ndim == 0 or projected.shape[-1] != len(self.variances):
             raise ValueError(f"projected must have shape (..., {len(self.variances)}), got {tuple(projected.shape)}")
-        coordinates = projected * self.variances.sqrt() if self.whiten else projected
+        coordinates = projected * self.variances.sqrt().to(self.basis.dtype) if self.whiten else projected
         return coordinates @ self.basis.mT + self.mean
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -128,12 +129,13 @@ class PrincipalComponents:
         """Return the factors of the outputs.
 
         Returns:
-            (D,): 1, or with ``whiten`` one over the standard deviation, 0 where there is none.
+            (D,), in the dtype of ``basis``: 1, or with ``whiten`` one over the standard deviation, 0 where there is
+            none.
         """
         if not self.whiten:
-            return torch.ones_like(self.variances)
+            return self.basis.new_ones(len(self.variances))
         has_variance = self.variances > _NO_VARIANCE * self.variances.max()
-        return torch.where(has_variance, self.variances.rsqrt(), 0.0)
+        return torch.where(has_variance, self.variances.rsqrt(), 0.0).to(self.basis.dtype)
 
 
 class RunningCovariance:
@@ -147,7 +149,7 @@ class RunningCovariance:
         """Add rows.
 
         Args:
-            rows: (N, D0), at least one, finite.
+            rows: (N, D0), at least one, finite. They are constants: no gradient flows back to them.
 
         Returns:
             Itself.
@@ -158,7 +160,7 @@ class RunningCovariance:
         columns = "D0" if self._anchor is None else str(len(self._anchor))
         if rows.ndim != 2 or rows.numel() == 0 or (self._anchor is not None and rows.shape[1] != len(self._anchor)):
             raise ValueError(f"rows must have shape (N, {columns}) and not be empty, got {tuple(rows.shape)}")
-        for chunk in torch.split(rows, _CHUNK):
+        for chunk in torch.split(rows.detach(), _CHUNK):
             self._add(chunk.to(torch.float64))
         return self
 
@@ -200,7 +202,7 @@ class RunningCovariance:
             num_components: D, from 1 to D0; all if None.
             whiten: Whether outputs are divided by their standard deviation.
             floor: Added to every variance, so that whitening does not blow up directions that hold noise; at least 0.
-            dtype: Of the result; the work is done in float64.
+            dtype: Of mean and basis; the work is done in float64, which the variances keep.
 
         Returns:
             The affine map.
@@ -221,7 +223,7 @@ class RunningCovariance:
         basis = basis.flip(1)[:, :directions]
         largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
         return PrincipalComponents(
-            self.mean().to(dtype), (basis * largest.sign()).to(dtype).contiguous(), variances.to(dtype), whiten
+            self.mean().to(dtype), (basis * largest.sign()).to(dtype).contiguous(), variances, whiten
         )
 
     def _add(self, chunk: Tensor) -> None:

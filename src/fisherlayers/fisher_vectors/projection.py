@@ -41,6 +41,8 @@ _TOLERANCE = 1e-4
 _MOST_COORDINATES = 1024
 # Variances below so many rounding errors of the largest are noise.
 _ROUNDINGS = 8
+# Squared lengths below this share of the longest encoding's are rounding errors.
+_NO_VARIANCE = 1e-12
 # More rows than this have their principal directions by iteration: directions beyond those wanted, and rounds.
 _MOST_EXACT = 2048
 _SPARE = 16
@@ -72,7 +74,7 @@ def learn_projection(
             logistic regression (`fisherlayers.fisher_vectors.softmax_regression`): C - 1 rows each, learned on up to
             1,024 principal coordinates of all encodings. ``"principal"`` learns nothing from the labels.
         size: Rows of W; None for those of ``kind``. Missing ones are principal directions of the encodings, as far as
-            the number of images allows. Too many are reduced to their own principal directions; of ``"lda"`` the first
+            the images differ in any. Too many are reduced to their own principal directions; of ``"lda"`` the first
             are taken.
         cost: C of the SVMs, of the bi-convex objective and of the softmax classifier.
         **options: Further arguments of `svm_path`.
@@ -178,18 +180,20 @@ def principal_rows(encodings: Rows, size: int, *, n_jobs: int | None = None) -> 
         n_jobs: Threads over blocks of rows.
 
     Returns:
-        (size, E), of unit length.
+        (size, E), orthonormal; fewer where the encodings, up to 2,048, differ in fewer.
     """
     if len(encodings) > _MOST_EXACT:
         return _iterated_rows(encodings, size, n_jobs)
     # The Gram matrix of the centred rows is H G H with H = I - 1 1ᵀ / n; a direction is a combination of centred rows.
-    gram = gram_matrix(encodings, n_jobs=n_jobs).double()
+    gram = gram_matrix(encodings, n_jobs=n_jobs, precision=torch.float64)
+    largest = gram.diagonal().max()
     gram = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
-    values, vectors = torch.linalg.eigh(gram)
-    chosen = vectors[:, -size:].flip(1)
+    values, vectors = (part[..., -size:].flip(-1) for part in torch.linalg.eigh(gram))
+    chosen = vectors[:, values > _NO_VARIANCE * largest]
     combinations_of_rows = chosen - chosen.mean(dim=0)
-    rows = RowSpace(encodings, bias=0.0, n_jobs=n_jobs).combine(combinations_of_rows)[:-1].T
-    return (rows / values[-size:].flip(0).clamp_min(1e-12).sqrt()[:, None]).to(encodings.dtype)
+    space = RowSpace(encodings, bias=0.0, n_jobs=n_jobs, precision=torch.float64)
+    rows = space.combine(combinations_of_rows)[:-1].T
+    return (rows / rows.norm(dim=1, keepdim=True)).to(encodings.dtype)
 
 
 def _principal_coordinates(encodings: Rows, n_jobs: int | None) -> tuple[Tensor, Tensor]:

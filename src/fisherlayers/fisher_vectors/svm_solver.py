@@ -8,7 +8,8 @@ Steps are truncated conjugate gradients, then an exact line search.
 
 The certificate: the loss's slope a_i = 2 c_i y_i max(0, 1 - y_i w·x_i) is dual feasible, and with the gradient
 g = w - Xᵀ a the duality gap P(w) - D(a) is exactly 1/2 |g|². So 1/2 |g|² bounds how far P(w) lies above its minimum,
-and |g| how far w lies from the solution.
+and |g| how far w lies from the solution. Of scores with errors e_i it is the gap up to sum_i c_i e_i²: `certify` takes
+them from the rows, since those that follow from a Gram matrix in single precision may be far off.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.svm_spaces import WeightSpace
 
-__all__ = ["Minimum", "minimize_squared_hinge"]
+__all__ = ["Minimum", "certify", "minimize_squared_hinge"]
 
 _MAX_PRODUCTS = 200
 _LINE_SEARCH_STEPS = 20
 # A line search may stop when the slope has fallen to this share.
 _FLAT_ENOUGH = 0.05
+# A step that lowers the objective by less than this share, while the gap is too large, is one of rounding errors.
+_STALLED = torch.finfo(torch.float32).eps
 
 
 class Minimum(NamedTuple):
@@ -54,6 +57,7 @@ def minimize_squared_hinge(
     start: Tensor | None = None,
     tolerance: float,
     max_steps: int,
+    until_stalled: bool = False,
 ) -> Minimum:
     """Minimise P(w) for every column of targets.
 
@@ -64,20 +68,22 @@ def minimize_squared_hinge(
         start: First vector (..., P); zero if None.
         tolerance: Largest duality gap, relative to the objective.
         max_steps: Largest number of Newton steps.
+        until_stalled: Whether to stop as well when a step has lowered no objective that it should have.
 
     Returns:
         The solutions.
     """
     vector = space.zeros(targets.shape[1]) if start is None else start.clone()
     scores = space.scores(vector)
+    previous = torch.full_like(scores[0], torch.inf)
     for step in range(max_steps + 1):
-        slack = (1 - targets * scores).clamp_min_(0)
-        objectives = 0.5 * space.dot(vector, vector) + (costs * slack.square()).sum(dim=0)
-        gradient = vector - space.combine(2 * costs * targets * slack)
-        gaps = 0.5 * space.dot(gradient, gradient).clamp_min(0)
-        unsolved = (gaps > tolerance * objectives).nonzero()[:, 0]
+        slack, objectives, gradient, gaps = _state(space, vector, scores, targets, costs)
+        unsolved = (~(gaps <= tolerance * objectives)).nonzero()[:, 0]
         if len(unsolved) == 0 or step == max_steps:
             break
+        if until_stalled and not bool((objectives < (1 - _STALLED) * previous)[unsolved].any()):
+            break
+        previous = objectives
         gradient, y, c = gradient[..., unsolved], targets[:, unsolved], costs[:, unsolved]
         curvature = torch.where(slack[:, unsolved] > 0, 2 * c, 0)
         # Half of what the tolerance asks is enough; far from the solution, a rough step is.
@@ -98,6 +104,37 @@ def minimize_squared_hinge(
         vector[..., unsolved] = old + length * direction
         scores[:, unsolved] += length * slopes
     return Minimum(vector, objectives, gaps, step, len(unsolved) == 0)
+
+
+def certify(
+    space: WeightSpace, vector: Tensor, targets: Tensor, costs: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Evaluate P(w) and its gap from the rows, whatever led to w.
+
+    Args:
+        space: Where w lives.
+        vector: w, (..., P).
+        targets: As for `minimize_squared_hinge`.
+        costs: As for `minimize_squared_hinge`.
+
+    Returns:
+        w in ``space.row_space``, (F + 1, P); its scores, (n, P); objectives and gaps, (P,).
+    """
+    rows = space.row_space
+    weights = space.in_rows(vector)
+    scores = rows.scores(weights)
+    _, objectives, _, gaps = _state(rows, weights, scores, targets, costs)
+    return weights, scores, objectives, gaps
+
+
+def _state(
+    space: WeightSpace, vector: Tensor, scores: Tensor, targets: Tensor, costs: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Slack (n, P), objectives (P,), gradient (..., P) and gaps (P,).
+    slack = (1 - targets * scores).clamp_min_(0)
+    objectives = 0.5 * space.dot(vector, vector) + (costs * slack.square()).sum(dim=0)
+    gradient = space.gradient(vector, 2 * costs * targets * slack)
+    return slack, objectives, gradient, 0.5 * space.dot(gradient, gradient)
 
 
 def _roughness(step: int) -> float:

@@ -24,9 +24,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from fisherlayers.fisher_vectors.parallel import in_threads
-from fisherlayers.fisher_vectors.rows import Rows, read_block, row_blocks, row_places
+from fisherlayers.fisher_vectors.rows import Rows, row_places
 
-__all__ = ["GramSpace", "RowSpace", "WeightSpace"]
+__all__ = ["GramSpace", "RowSpace", "WeightSpace", "gram_matrix", "rows_precision"]
 
 Result = TypeVar("Result")
 
@@ -41,9 +41,11 @@ class WeightSpace(ABC):
 
     Attributes:
         num_rows: n.
+        row_space: The weights as they are, on the same rows and in the same precision.
     """
 
     num_rows: int
+    row_space: RowSpace
 
     @abstractmethod
     def zeros(self, num_problems: int) -> Tensor:
@@ -103,14 +105,26 @@ class WeightSpace(ABC):
         """
 
     @abstractmethod
-    def weights(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors as the weights and intercepts of linear functions.
+    def gradient(self, vector: Tensor, coefficients: Tensor) -> Tensor:
+        """Return v - Xᵀ a.
+
+        Args:
+            vector: v, (..., P).
+            coefficients: a, (n, P), float64.
+
+        Returns:
+            (..., P).
+        """
+
+    @abstractmethod
+    def in_rows(self, vector: Tensor) -> Tensor:
+        """Return a vector as one of ``row_space``.
 
         Args:
             vector: (..., P).
 
         Returns:
-            Weights (P, F) and intercepts (P,), float64.
+            (F + 1, P).
         """
 
 
@@ -122,16 +136,25 @@ class RowSpace(WeightSpace):
         bias: The constant appended to every row; 0 for none.
         block_rows: Rows a block; None chooses 16 MiB.
         n_jobs: Threads over blocks; the result does not depend on it.
+        precision: Of the products with blocks; that of the rows, at least float32, if None.
     """
 
     def __init__(
-        self, rows: Rows, *, bias: float = 1.0, block_rows: int | None = None, n_jobs: int | None = None
+        self,
+        rows: Rows,
+        *,
+        bias: float = 1.0,
+        block_rows: int | None = None,
+        n_jobs: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.num_rows = len(rows)
+        self.row_space = self
         self._rows = rows
         self._bias = bias
         self._block_rows = block_rows
         self._n_jobs = n_jobs
+        self._precision = precision or rows_precision(rows)
 
     @override
     def zeros(self, num_problems: int) -> Tensor:
@@ -144,7 +167,7 @@ class RowSpace(WeightSpace):
         result = torch.empty(self.num_rows, vector.shape[1], dtype=torch.float64, device=self._rows.device)
 
         def write(place: slice) -> None:
-            result[place] = self._block_scores(read_block(self._rows, place), weights, vector[-1])
+            result[place] = self._block_scores(self._rows[place].to(self._precision), weights, vector[-1])
 
         for _ in self._over_blocks(write):
             pass
@@ -172,19 +195,30 @@ class RowSpace(WeightSpace):
         return (left * right).sum(dim=0)
 
     @override
+    def gradient(self, vector: Tensor, coefficients: Tensor) -> Tensor:
+        return vector - self.combine(coefficients)
+
+    @override
+    def in_rows(self, vector: Tensor) -> Tensor:
+        return vector
+
     def weights(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors as the weights and intercepts of linear functions.
+
+        Args:
+            vector: (F + 1, P).
+
+        Returns:
+            Weights (P, F) and intercepts (P,), float64.
+        """
         return vector[:-1].T.contiguous(), self._bias * vector[-1]
 
     def _used_rows(self, place: slice, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         # Drop rows without a coefficient, before they are widened, where that saves more than the copy costs.
         used = coefficients.any(dim=1)
         if int(used.sum()) > _DENSE_SHARE * len(coefficients):
-            return read_block(self._rows, place), coefficients
+            return self._rows[place].to(self._precision), coefficients
         return self._rows[place].to(self._rows.dtype)[used].to(self._precision), coefficients[used]
-
-    @property
-    def _precision(self) -> torch.dtype:
-        return torch.float64 if self._rows.dtype == torch.float64 else torch.float32
 
     def _narrow(self, vector: Tensor) -> Tensor:
         return vector[:-1].to(self._precision)  # once for all blocks
@@ -217,16 +251,21 @@ class GramSpace(WeightSpace):
         bias: The constant appended to every row; 0 for none.
         block_rows: Rows a block of the Gram matrix; None chooses up to 2,048.
         n_jobs: Threads over blocks; the result does not depend on it.
+        precision: Of the Gram matrix and its products; that of the rows, at least float32, if None.
     """
 
     def __init__(
-        self, rows: Rows, *, bias: float = 1.0, block_rows: int | None = None, n_jobs: int | None = None
+        self,
+        rows: Rows,
+        *,
+        bias: float = 1.0,
+        block_rows: int | None = None,
+        n_jobs: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.num_rows = len(rows)
-        self._rows = rows
-        self._bias = bias
-        self._n_jobs = n_jobs
-        self._gram = gram_matrix(rows, bias=bias, block_rows=block_rows, n_jobs=n_jobs)
+        self.row_space = RowSpace(rows, bias=bias, n_jobs=n_jobs, precision=precision)
+        self._gram = gram_matrix(rows, bias=bias, block_rows=block_rows, n_jobs=n_jobs, precision=precision)
 
     @override
     def zeros(self, num_problems: int) -> Tensor:
@@ -249,12 +288,28 @@ class GramSpace(WeightSpace):
         return (left[0] * right[1]).sum(dim=0)
 
     @override
-    def weights(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        in_rows = RowSpace(self._rows, bias=self._bias, n_jobs=self._n_jobs)
-        return in_rows.weights(in_rows.combine(vector[0]))
+    def gradient(self, vector: Tensor, coefficients: Tensor) -> Tensor:
+        # Rounded in proportion to the difference, not to its terms.
+        return self.combine(vector[0] - coefficients)
+
+    @override
+    def in_rows(self, vector: Tensor) -> Tensor:
+        return self.row_space.combine(vector[0])
 
 
-def gram_matrix(rows: Rows, *, bias: float = 0.0, block_rows: int | None = None, n_jobs: int | None = None) -> Tensor:
+def rows_precision(rows: Rows) -> torch.dtype:
+    """Return the type in which products with rows are computed: float64 for float64, else float32."""
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def gram_matrix(
+    rows: Rows,
+    *,
+    bias: float = 0.0,
+    block_rows: int | None = None,
+    n_jobs: int | None = None,
+    precision: torch.dtype | None = None,
+) -> Tensor:
     """Return X Xᵀ + bias², computing each pair of blocks once.
 
     Args:
@@ -262,17 +317,19 @@ def gram_matrix(rows: Rows, *, bias: float = 0.0, block_rows: int | None = None,
         bias: The constant appended to every row.
         block_rows: Rows a block; None chooses up to 2,048, fewer where rows are long.
         n_jobs: Threads over pairs of blocks; the result does not depend on it.
+        precision: Of the products and the result; that of the rows, at least float32, if None.
 
     Returns:
-        (n, n), float64 if ``rows`` is, else float32.
+        (n, n).
     """
     size = block_rows or min(2048, max(256, _GRAM_BLOCK_BYTES // (4 * rows.shape[1])))
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    dtype = precision or rows_precision(rows)
     gram = torch.empty(len(rows), len(rows), dtype=dtype, device=rows.device)
-    for place, block in row_blocks(rows, size):
+    for place in row_places(rows, size):
+        block = rows[place].to(dtype)
 
         def multiply(other: slice, place: slice = place, block: Tensor = block) -> None:
-            products = block @ read_block(rows, other).T
+            products = block @ rows[other].to(dtype).T
             gram[place, other] = products
             gram[other, place] = products.T
 

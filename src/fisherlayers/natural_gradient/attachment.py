@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fisherlayers.natural_gradient.bias import FisherBias, bias_of
-from fisherlayers.natural_gradient.layout import Layout, lying_as
+from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
 from fisherlayers.natural_gradient.pickling import complete_class
 from fisherlayers.natural_gradient.places import ORDER, holders, place_of
-from fisherlayers.natural_gradient.readers import Reader, original, parametrization_of
+from fisherlayers.natural_gradient.readers import Reader, parametrization_of
 from fisherlayers.natural_gradient.rules.rule import Weight
 from fisherlayers.natural_gradient.selection import Choice
 
@@ -78,12 +79,12 @@ def _attach(host: nn.Module, found: Sequence[tuple[FisherWeight, Reader]]) -> No
     # Weights first: d is made of b by the weight's mean.
     for name in order:
         if name in fishers:
-            parametrize.register_parametrization(host, name, fishers[name], unsafe=True)
+            _register(host, name, fishers[name])
     for name in order:
         if name in shifting:
-            parametrize.register_parametrization(host, name, FisherBias(host, name, shifting[name]), unsafe=True)
+            _register(host, name, FisherBias(host, name, shifting[name]))
     for name in _out_of_order(host, order):
-        parametrize.register_parametrization(host, name, _AsItIs(), unsafe=True)
+        _register(host, name, _AsItIs())
     inner = host._modules["parametrizations"]
     assert inner is not None
     _sort(inner._modules, order)  # so that parameters() gives them in the order of the plain module
@@ -91,6 +92,16 @@ def _attach(host: nn.Module, found: Sequence[tuple[FisherWeight, Reader]]) -> No
     complete_class(host, list(inner._modules))
 
 
+def _register(host: nn.Module, name: str, parametrization: nn.Module) -> None:
+    # The values stay, since roots start as the identity. Torch gives the parameter new storage all the same, and with
+    # that takes off what hangs on its gradient, as DistributedDataParallel does: it gets another parameter for it.
+    parameter = cast("nn.Parameter", host._parameters[name])
+    host._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    parametrize.register_parametrization(host, name, parametrization, unsafe=True)
+    host.get_submodule(f"parametrizations.{name}")._parameters["original"] = parameter
+
+
+@torch.no_grad()
 def detach(host: nn.Module) -> None:
     """Make the weights and biases of a module plain again, as they are.
 
@@ -106,11 +117,9 @@ def detach(host: nn.Module) -> None:
     kept = [name for name in inner._modules if isinstance(parametrization_of(host, name), _AsItIs)]
     names = [name for name in inner._modules if fisher_of(host, name) or bias_of(host, name)]
     for name in kept + sorted(names, key=lambda name: fisher_of(host, name) is not None):  # biases read weights
-        before = cast("Tensor", original(host, name)).detach().clone()  # with its strides
-        parametrize.remove_parametrizations(host, name, leave_parametrized=True)
-        plain = host._parameters.get(name)
-        if plain is not None and plain.stride() != before.stride():
-            plain.data = lying_as(plain.data, before)
+        plain = getattr(host, name)
+        parametrize.remove_parametrizations(host, name, leave_parametrized=False)
+        cast("nn.Parameter", host._parameters[name]).copy_(plain)  # in its own storage, see _register
     _sort(host._parameters, getattr(host, ORDER))
     delattr(host, ORDER)
 

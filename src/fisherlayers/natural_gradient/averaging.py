@@ -7,8 +7,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from fisherlayers.natural_gradient.checkpoints import plain_state_dict
+from fisherlayers.natural_gradient.checkpoints import key_of, plain_state_dict
 from fisherlayers.natural_gradient.reconstruction import fold
+from fisherlayers.natural_gradient.sharding import is_sharded, lay_out
 
 __all__ = ["AveragedPlainModel"]
 
@@ -27,6 +28,7 @@ class AveragedPlainModel(AveragedModel):
 
     Raises:
         TypeError: If ``model`` is no module.
+        ValueError: If ``fully_shard`` has laid the model over processes: make its average before.
 
     Example:
         >>> import torch
@@ -39,6 +41,13 @@ class AveragedPlainModel(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if isinstance(model, nn.Module):
+            lay_out(model)
+            if any(map(is_sharded, model.parameters())):
+                raise ValueError(
+                    "model is sharded by fully_shard, which cannot be copied: make its average before fully_shard "
+                    "(update_parameters takes the sharded model, in every process)"
+                )
         latest = fold(copy.deepcopy(model))
         super().__init__(latest, *args, **kwargs)
         self._latest = (latest,)  # in a tuple: not a submodule, whose parameters would be the average's
@@ -52,4 +61,7 @@ class AveragedPlainModel(AveragedModel):
         """
         (latest,) = self._latest
         latest.load_state_dict(plain_state_dict(model))
+        buffers = {key_of(name): buffer for name, buffer in model.named_buffers()}
+        for name, buffer in latest.named_buffers():  # also those that a state dictionary leaves out
+            buffer.copy_(buffers[key_of(name)])
         super().update_parameters(latest)

@@ -11,9 +11,9 @@ from fisherlayers.natural_gradient.layout import lying_as
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.places import is_host, order_of
 from fisherlayers.natural_gradient.readers import Bias, original
-from fisherlayers.natural_gradient.sharding import gathered, whole
+from fisherlayers.natural_gradient.sharding import gathered, is_sharded, lay_out, whole
 
-__all__ = ["accept_plain_keys", "plain_state_dict", "refuse_plain_keys"]
+__all__ = ["accept_plain_keys", "key_of", "plain_state_dict", "refuse_plain_keys"]
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     # A module may be registered under several names, and has keys under each of them.
     named = model.named_modules(remove_duplicate=False)
-    hosts = {f"{name}." if name else "": module for name, module in named if is_host(module)}
+    hosts = {key_of(f"{name}.") if name else "": module for name, module in named if is_host(module)}
     inner = {f"{prefix}parametrizations.": prefix for prefix in hosts}
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
@@ -63,6 +63,18 @@ def _in_order(state: dict[str, Tensor], prefix: str, names: list[str]) -> dict[s
     return {key: state[key] for key in [*keys[:first], *own, *others]}
 
 
+def key_of(name: str) -> str:
+    """Return the name that a state dictionary has for a parameter, a buffer or a module.
+
+    Args:
+        name: As ``named_parameters`` or ``named_buffers`` gives it, or that of a module and a dot.
+
+    Returns:
+        The name without the wrappers of activation checkpointing, which hide themselves from the keys.
+    """
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
 def accept_plain_keys(host: nn.Module) -> None:
     """Let ``load_state_dict`` of a module with reconstructed weights take the plain module's keys as well.
 
@@ -86,6 +98,7 @@ def refuse_plain_keys(host: nn.Module) -> None:
             del hooks[key]
 
 
+@torch.no_grad()
 def _translate(
     host: nn.Module,
     state_dict: dict[str, Any],
@@ -96,36 +109,50 @@ def _translate(
     _unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    names = [name for name in order_of(host) if original(host, name) is not None] if is_host(host) else []
+    if not is_host(host):
+        return
+    lay_out(host)
+    names = [name for name in order_of(host) if original(host, name) is not None]
     plain = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
     if not plain:
         return
+    if any(map(is_sharded, host.parameters())):
+        raise RuntimeError(
+            f"{', '.join(prefix + name for name in plain)}: keys of the plain model, which do not load into a "
+            "reconstructed one after fully_shard: load them before it"
+        )
     missing_keys += [prefix + name for name in names if name not in plain]
-    with torch.no_grad():
-        for name, given in list(plain.items()):
-            if given.shape != getattr(host, name).shape:
-                error_msgs.append(
-                    f"size mismatch for {prefix}{name}: {tuple(given.shape)} in the checkpoint, "
-                    f"{tuple(getattr(host, name).shape)} in the model."
-                )
-                del plain[name]
-        moved = {name: plain.get(name, getattr(host, name)) for name in names}
-        for name, weight in list(moved.items()):
-            fisher = fisher_of(host, name)
-            if fisher is None:
-                continue
-            rows, shift = value_from_plain(
-                fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
+    for name, given in list(plain.items()):
+        shape = getattr(host, name).shape
+        if given.shape != shape:
+            error_msgs.append(
+                f"size mismatch for {prefix}{name}: {tuple(given.shape)} in the checkpoint, "
+                f"{tuple(shape)} in the model."
             )
-            moved[name] = fisher.layout.tensor(rows, weight.shape).to(weight.dtype)
-            for reader in fisher.readers:
-                if reader.host is host and reader.bias in moved and shift is not None:
-                    bias = moved[reader.bias].clone()
-                    view = Bias(bias, reader.part).view_of(bias)
-                    view.copy_(fisher.unmixed_bias(view) + shift.flatten())
-                    moved[reader.bias] = bias
-        own = f"{prefix}parametrizations."
-        inner = {key: value for key, value in host.state_dict(prefix=prefix).items() if key.startswith(own)}
-        inner |= {f"{own}{name}.original": value for name, value in moved.items()}
-        for key, value in inner.items():
-            state_dict.setdefault(key, value)
+            del plain[name]
+    own = f"{prefix}parametrizations."
+    moved = _from_plain(host, {name: plain.get(name, getattr(host, name)) for name in names})
+    inner = {key: value for key, value in host.state_dict(prefix=prefix).items() if key.startswith(own)}
+    inner |= {f"{own}{name}.original": value for name, value in moved.items()}
+    for key, value in inner.items():
+        state_dict.setdefault(key, value)
+
+
+def _from_plain(host: nn.Module, plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return W' and d of W and b, in the coordinates in use."""
+    moved = dict(plain)
+    for name, weight in plain.items():
+        fisher = fisher_of(host, name)
+        if fisher is None:
+            continue
+        rows, shift = value_from_plain(
+            fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
+        )
+        moved[name] = fisher.layout.tensor(rows, weight.shape).to(weight.dtype)
+        for reader in fisher.readers:
+            if reader.host is host and reader.bias in moved and shift is not None:
+                bias = moved[reader.bias].clone()
+                view = Bias(bias, reader.part).view_of(bias)
+                view.copy_(fisher.unmixed_bias(view) + shift.flatten())
+                moved[reader.bias] = bias
+    return moved

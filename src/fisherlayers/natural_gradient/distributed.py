@@ -1,4 +1,4 @@
-"""Data parallelism: every process sees the inputs of all, and each root is computed by one process only.
+"""Data parallelism: every process sees the inputs of all.
 
 The processes that train a model together are found, not configured: those of the ``DistributedDataParallel`` that runs
 a forward pass, or those of the mesh over which ``fully_shard`` has laid a weight. Three things travel, all of them in
@@ -6,7 +6,7 @@ the optimizer's step and at observed or refreshed steps only:
 
 - how many inputs every process has pending (and their sum, before there is an origin), in float64;
 - the pending sums, in one all-reduce: they add up exactly, however uneven the batches are;
-- the new roots, dealt out by their cost and broadcast.
+- the new roots, dealt out by their cost and broadcast (``dealing.py``).
 
 So all processes hold the same information, roots and counters, which are what one process would hold that saw the whole
 batch. A model in one process takes none of these ways.
@@ -14,37 +14,38 @@ batch. A model in one process takes none of these ways.
 
 from __future__ import annotations
 
-import copy
+import functools
+import gc
 import weakref
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
-from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.diagonal import Counts, DiagonalWeight
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight
 from fisherlayers.natural_gradient.moments import Moments, about
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.sharding import is_sharded
 from fisherlayers.natural_gradient.unit import UnitWeight
-from fisherlayers.root import LowRankRoot, Root
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["deal", "find_processes", "refreshed_together", "share_pending"]
+__all__ = ["by_dtype", "by_group", "check_optimizer", "find_processes", "passed_by", "share_pending"]
 
-_groups: MutableMapping[FisherWeight, ProcessGroup] = weakref.WeakKeyDictionary()  # of weights under a DDP
-_wrappers: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that were seen
+_wrappers: MutableMapping[FisherWeight, weakref.ref[DistributedDataParallel]] = weakref.WeakKeyDictionary()
 _agreed: weakref.WeakSet[FisherWeight] = weakref.WeakSet()  # whose counters are the same everywhere
 
 
 def find_processes(fishers: Iterable[FisherWeight]) -> None:
     """Note which processes a training forward pass belongs to; call it from within the pass.
+
+    They stay together as long as the wrapper lives, whatever else is run through the model.
 
     Args:
         fishers: Local Fisher layers that the pass runs through.
@@ -54,8 +55,6 @@ def find_processes(fishers: Iterable[FisherWeight]) -> None:
     """
     wrapper = DistributedDataParallel._active_ddp_module if _initialized() else None
     if wrapper is None:
-        for fisher in fishers if _groups else ():
-            _groups.pop(fisher, None)
         return
     if wrapper._join_config.enable:
         raise RuntimeError(
@@ -63,20 +62,64 @@ def find_processes(fishers: Iterable[FisherWeight]) -> None:
             "optimizer step, where the statistics meet. Give every process as many batches (they may be of different "
             "sizes), as DistributedSampler does"
         )
-    if wrapper not in _wrappers:
-        _wrappers.add(wrapper)
-        _adopt(wrapper)
-    for fisher in fishers:
-        _groups[fisher] = wrapper.process_group
+    if any(_wrapper_of(fisher) is not wrapper for fisher in fishers):
+        _adopt(wrapper, fishers)
 
 
-def _adopt(wrapper: DistributedDataParallel) -> None:
-    for name, module in wrapper.module.named_modules():
-        if isinstance(module, FisherWeight):
-            _groups[module] = wrapper.process_group
-            # They are equal by construction: no broadcast before every forward pass.
-            wrapper.parameters_to_ignore.update(f"{name}.{buffer}" for buffer, _ in module.named_buffers())
+def _adopt(wrapper: DistributedDataParallel, fishers: Iterable[FisherWeight]) -> None:
+    own = {module: name for name, module in wrapper.module.named_modules() if isinstance(module, FisherWeight)}
+    for module in (*own, *fishers):
+        _wrappers[module] = weakref.ref(wrapper)
+        _agreed.discard(module)  # a new wrapper has given the first process's weights to all
+    for module, name in own.items():
+        # They are equal by construction: no broadcast before every forward pass.
+        wrapper.parameters_to_ignore.update(f"{name}.{buffer}" for buffer, _ in module.named_buffers())
     wrapper._assign_modules_buffers()  # type: ignore[no-untyped-call]
+    _let_go()
+
+
+@functools.cache
+def _let_go() -> None:
+    # The first wrapper of a process outlives its last user, in a cycle with a frame of its constructor: when it goes
+    # would be left to chance, and another chance in each process.
+    gc.collect()
+
+
+def passed_by(fisher: FisherWeight) -> bool:
+    """Return whether the forward pass that runs leaves out the wrapper that the weight is trained under.
+
+    Such a pass, as ``wrapped.module(inputs)`` is, may run in one process only: what it shows does not count.
+
+    Args:
+        fisher: A local Fisher layer.
+
+    Returns:
+        True if the weight has such a wrapper, and no wrapper runs.
+    """
+    wrapper = _wrapper_of(fisher) if _initialized() else None
+    alone = wrapper is None or wrapper.process_group.size() == 1
+    return not alone and DistributedDataParallel._active_ddp_module is None
+
+
+def _wrapper_of(fisher: FisherWeight) -> DistributedDataParallel | None:
+    reference = _wrappers.get(fisher)
+    return None if reference is None else reference()
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse what divides parameters among the processes: these step all of them, and wait for each other.
+
+    Args:
+        optimizer: One that steps reconstructed weights.
+
+    Raises:
+        RuntimeError: For torch's ``ZeroRedundancyOptimizer``.
+    """
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise RuntimeError(
+            "a reconstructed model cannot train with ZeroRedundancyOptimizer, whose processes step different weights: "
+            "use the optimizer that it wraps, or fully_shard(model) to divide the optimizer's state"
+        )
 
 
 def share_pending(fishers: Sequence[FisherWeight]) -> None:
@@ -85,7 +128,7 @@ def share_pending(fishers: Sequence[FisherWeight]) -> None:
     Args:
         fishers: Local Fisher layers, in the same order in every process.
     """
-    for group, members in _by_group(fishers):
+    for group, members in by_group(fishers):
         if group is None:
             continue
         _check(members)
@@ -152,70 +195,15 @@ def _share_gradients(fishers: Sequence[KroneckerWeight], group: ProcessGroup) ->
             fisher.pending_gradients = moments._replace(sums=total) if bool(total[..., -1, -1].all()) else None
 
 
-def refreshed_together(fishers: Sequence[FisherWeight]) -> list[Coordinates | None]:
-    """Return the coordinates that the information asks for; processes that train together share the work.
+def by_group(fishers: Sequence[FisherWeight]) -> list[tuple[ProcessGroup | None, list[FisherWeight]]]:
+    """Sort local Fisher layers by the processes that train them together.
 
     Args:
-        fishers: Local Fisher layers with statistics, in the same order in every process.
+        fishers: In the same order in every process.
 
     Returns:
-        For each of them new coordinates, or None if its input never varied.
+        Pairs of the processes (None for this one alone) and their layers.
     """
-    found: dict[FisherWeight, Coordinates | None] = {}
-    for group, members in _by_group(fishers):
-        if group is None:
-            found |= {fisher: fisher.refreshed() for fisher in members}
-        else:
-            found |= _refreshed_by(members, group)
-    return [found[fisher] for fisher in fishers]
-
-
-@torch.no_grad()
-def _refreshed_by(fishers: Sequence[FisherWeight], group: ProcessGroup) -> dict[FisherWeight, Coordinates | None]:
-    owners = deal([_cost(fisher.root) for fisher in fishers], group.size())
-    found: dict[FisherWeight, Coordinates | None] = {}
-    for process in range(group.size()):
-        mine = [fisher for fisher, owner in zip(fishers, owners, strict=True) if owner == process]
-        if not mine:
-            continue
-        blanks = [_blank(fisher) for fisher in mine]
-        flags = fishers[0].mean.new_zeros(len(mine))  # whether there are new coordinates
-        if group.rank() == process:
-            for index, fisher in enumerate(mine):
-                new = fisher.refreshed()
-                if new is not None:
-                    flags[index] = 1.0
-                    for blank, value in zip(_tensors(blanks[index]), _tensors(new), strict=True):
-                        blank.copy_(value)
-        for tensors in _by_dtype([flags, *(tensor for blank in blanks for tensor in _tensors(blank))]):
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
-            dist.broadcast(flat, group=group, group_src=process)
-            for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-                tensor.copy_(part.view_as(tensor))
-        found |= {
-            fisher: blank if bool(flag) else None for fisher, blank, flag in zip(mine, blanks, flags, strict=True)
-        }
-    return found
-
-
-def deal(costs: Sequence[float], processes: int) -> list[int]:
-    """Deal tasks out to processes: the dearest first, each to the process that has least to do.
-
-    Args:
-        costs: Of each task.
-        processes: At least 1.
-
-    Returns:
-        The process of each task. None has more than twice the least possible maximum to do (Graham 1969: 4/3).
-    """
-    loads, owners = [0.0] * processes, [0] * len(costs)
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        owners[index] = loads.index(min(loads))
-        loads[owners[index]] += costs[index]
-    return owners
-
-
-def _by_group(fishers: Sequence[FisherWeight]) -> list[tuple[ProcessGroup | None, list[FisherWeight]]]:
     if not _initialized():
         return [(None, list(fishers))]
     together: dict[ProcessGroup | None, list[FisherWeight]] = {}
@@ -235,7 +223,8 @@ def _group_of(fisher: FisherWeight) -> ProcessGroup | None:
         mesh = weight.device_mesh
         group = mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
     else:
-        group = _groups.get(fisher)
+        wrapper = _wrapper_of(fisher)
+        group = None if wrapper is None else wrapper.process_group
     return group if group is not None and group.size() > 1 else None
 
 
@@ -253,7 +242,7 @@ def _agree(fishers: Sequence[FisherWeight], group: ProcessGroup) -> None:
 def _summed(tensors: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]:
     # Over processes, with one all-reduce for each dtype.
     found: dict[int, Tensor] = {}
-    for alike in _by_dtype(tensors):
+    for alike in by_dtype(tensors):
         flat = torch.cat([tensor.flatten() for tensor in alike])
         dist.all_reduce(flat, group=group)
         parts = torch.split(flat, [tensor.numel() for tensor in alike])
@@ -269,25 +258,16 @@ def _check(fishers: Sequence[FisherWeight]) -> None:
             raise RuntimeError("fully_shard needs mode='input' without a trust region: use it, or train with DDP")
 
 
-def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+def by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Sort tensors by dtype, to communicate each lot at once.
+
+    Args:
+        tensors: Any.
+
+    Returns:
+        Lists of tensors of one dtype.
+    """
     together: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         together.setdefault(tensor.dtype, []).append(tensor)
     return list(together.values())
-
-
-def _tensors(coordinates: Coordinates) -> list[Tensor]:
-    output = [] if coordinates.output is None else [*coordinates.output.buffers()]
-    return [*coordinates.root.buffers(), coordinates.mean, *output]
-
-
-def _blank(fisher: FisherWeight) -> Coordinates:
-    return Coordinates(copy.deepcopy(fisher.root), fisher.mean.clone(), copy.deepcopy(fisher.output))
-
-
-def _cost(root: Root) -> float:
-    buffers = [tensor.shape for tensor in root.buffers()]
-    largest = max(buffers, key=lambda shape: shape.numel())
-    if isinstance(root, LowRankRoot):
-        return float(largest.numel() * largest[-2])  # the sketch: D² r
-    return float(largest.numel() * largest[-1])  # D³, or D² for a diagonal

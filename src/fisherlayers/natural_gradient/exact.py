@@ -19,12 +19,20 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fisherlayers.natural_gradient.scores import Output, Scores, check_output, jacobians_of, scores_of
+from fisherlayers.natural_gradient.derivatives import jacobians_of, outputs_of
+from fisherlayers.natural_gradient.scores import (
+    Output,
+    Scores,
+    check_output,
+    damped_solve,
+    mixing_of,
+    ridge_of,
+    scores_of,
+)
 from fisherlayers.natural_gradient.trust_region import clip_factor
 
 __all__ = ["ExactNaturalGradient", "exact_information"]
@@ -39,34 +47,28 @@ def exact_information(model: nn.Module, inputs: Tensor, *, output: Output = "sof
     """Return the Fisher information of all trained parameters, averaged over a batch.
 
     Args:
-        model: Maps a batch to (N, outputs); rows must not influence each other (no batch normalisation).
+        model: Maps a batch to (N, outputs); rows must not influence each other (no batch normalisation), nor chance
+            (no dropout), and all its parameters are read from its modules. Anything else is a ValueError.
         inputs: (N, ...).
         output: ``"softmax"`` for logits of a categorical distribution, ``"gaussian"`` for means of unit variance.
 
     Returns:
-        (P, P), in the order of ``model.parameters()``.
-
-    Raises:
-        ValueError: If ``output`` is unknown, the batch is empty or the model returns anything but (N, outputs).
+        (P, P), float64, in the order of ``model.parameters()``.
     """
     check_output(output)
-    if inputs.ndim == 0 or inputs.shape[0] == 0:
-        raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
     with torch.no_grad():
-        logits: Tensor = model(inputs)
-    if logits.ndim != 2 or logits.shape[0] != inputs.shape[0]:
-        raise ValueError(f"model must return (N, outputs) for {inputs.shape[0]} inputs, got {tuple(logits.shape)}")
-    jacobians = jacobians_of(model, trained, inputs)
-    jacobian = torch.cat([jacobians[name].flatten(2) for name in trained], dim=2)  # (N, outputs, P)
-    if output == "softmax":
-        # Rows sqrt(p_c) (J_c - Σ_k p_k J_k) have the Gram matrix Jᵀ (diag(p) - p pᵀ) J.
-        p = logits.softmax(1).unsqueeze(-1)
-        jacobian = p.sqrt() * (jacobian - (p * jacobian).sum(1, keepdim=True))
-    # Rounded to half precision, the sums would not be positive definite.
-    rows = jacobian.flatten(0, 1).to(torch.promote_types(jacobian.dtype, torch.float32))
-    return rows.mT @ rows / inputs.shape[0]
+        mixing = mixing_of(outputs_of(model, inputs), output)
+    by_name = jacobians_of(model, trained, inputs)
+    jacobians = [by_name[name].flatten(2) for name in trained]
+    size = sum(jacobian.shape[2] for jacobian in jacobians)
+    information = torch.zeros(size, size, dtype=torch.float64, device=mixing.device)
+    piece = max(1, size // mixing.shape[1])  # samples whose scores take no more memory than F
+    for start in range(0, len(inputs), piece):
+        some = slice(start, start + piece)
+        scores = (mixing[some] @ torch.cat([jacobian[some] for jacobian in jacobians], 2).double()).flatten(0, 1)
+        information.addmm_(scores.mT, scores)
+    return information / len(inputs)
 
 
 class ExactNaturalGradient(Optimizer):
@@ -74,11 +76,14 @@ class ExactNaturalGradient(Optimizer):
 
     Use it as any optimizer: the batches that the model sees in training mode since the last step are the samples of F.
     To take F from other samples, call ``observe(inputs)``; from then on only ``observe`` counts, and F stays until the
-    next call. Where the outputs are so certain that no information is left, the parameters stay.
+    next call. Where the outputs are so certain that no information is left (the mean eigenvalue of F is less than the
+    smallest normal number of the gradient's precision), the gradient counts as zero, and the parameters stay.
+
+    F and its solve are float64 for parameters of any precision; the derivatives that make up F have the model's.
 
     Args:
         model: The network, called with one tensor (N, ...) and returning (N, outputs); parameters that do not require a
-            gradient are left alone.
+            gradient are left alone. Batch normalisation and dropout in training mode are refused.
         lr: Learning rate, more than 0.
         damping: λ relative to the mean eigenvalue tr F / P, more than 0. A batch leaves most of a large network's
             directions without information, so that this mean is small: there, damping wants to be larger than 1.
@@ -86,8 +91,8 @@ class ExactNaturalGradient(Optimizer):
         form: ``"dense"`` (a solve of P unknowns), ``"samples"`` (of N times outputs unknowns), or ``"auto"`` for the
             smaller. Both are exact.
         kl_clip: Longest step in nats: a step δ with ½ δᵀ (F + λ I) δ above it is shortened to it (KL clipping, Ba,
-            Grosse and Martens 2017). More than 0; None for no limit. On small batches of which the model has become
-            certain, F and with it λ are so small that steps need one.
+            Grosse and Martens 2017); a batch for which that is not finite adds nothing. More than 0; None for no limit.
+            On small batches of which the model has become certain, F and with it λ are so small that steps need one.
         momentum: Of the directions, as SGD has it of gradients, in [0, 1); ``kl_clip`` then limits what one batch adds.
         weight_decay: Decoupled: each step also shrinks parameters that have a gradient by ``lr`` times this share.
 
@@ -238,7 +243,8 @@ class ExactNaturalGradient(Optimizer):
         if limit is not None:
             slope = sum(float((g.double() * d).sum()) for g, d in zip(gradient, directions, strict=True))
             factor = clip_factor(length**2 * slope / 2, limit)
-            directions = [direction * factor for direction in directions]
+            # Where the divergence is not finite, the factor is 0 and the directions need not be finite.
+            directions = [d * factor if factor else torch.zeros_like(d) for d in directions]
         for parameter, direction in zip(parameters, directions, strict=True):
             step = direction.to(parameter.dtype)
             if momentum:
@@ -253,18 +259,12 @@ class ExactNaturalGradient(Optimizer):
     @torch.enable_grad()
     def _take(self, inputs: Tensor) -> None:
         size = sum(p.numel() for p in self.param_groups[0]["params"])
-        for name, module in self._model.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                raise ValueError(
-                    f"model has batch normalisation (layer {name!r}), by which samples influence each other, so that "
-                    "the information of a sample is not defined: freeze it by eval(), or take reconstruct(model)"
-                )
         self._follow, before = False, self._follow
         try:
             form = self._form
             if form == "auto" and size <= _LARGEST:
                 with torch.no_grad():
-                    form = "samples" if self._model(inputs).numel() < size else "dense"
+                    form = "samples" if outputs_of(self._model, inputs).numel() < size else "dense"
             if form == "dense":
                 if size > _LARGEST:
                     raise ValueError(
@@ -288,13 +288,11 @@ class ExactNaturalGradient(Optimizer):
         if isinstance(self._information, Scores):
             return self._information.solve(gradient, damping=damping, gram=self._gram)
         assert self._information is not None
-        flat = torch.cat([tensor.flatten() for tensor in gradient])
-        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # there are no factors in half precision
-        ridge = damping * float(self._information.diagonal().sum()) / len(flat)
+        flat = torch.cat([tensor.flatten() for tensor in gradient]).double()
+        ridge = ridge_of(float(self._information.diagonal().mean()), damping, gradient)
         if not 0 < ridge < float("inf"):
             return [tensor * ridge for tensor in gradient]
-        damped = self._information.to(flat) + ridge * torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
-        direction = torch.cholesky_solve(flat.unsqueeze(1), torch.linalg.cholesky(damped)).squeeze(1)
+        direction = damped_solve(self._information, flat, ridge)
         pieces = torch.split(direction, [tensor.numel() for tensor in gradient])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, gradient, strict=True)]
 
@@ -313,7 +311,7 @@ class _Follower:
                 raise TypeError(
                     f"a model of ExactNaturalGradient is called with one tensor, got {len(given)} arguments"
                 )
-            optimizer._seen.append(given[0].detach())
+            optimizer._seen.append(given[0].detach().clone())  # its memory may be used for the next batch
 
     @override
     def __reduce__(self) -> tuple[type["_Follower"], tuple[()]]:

@@ -64,6 +64,7 @@ class Following(nn.Module):
         self.refreshed_at = -1
         self.forward_at = -1  # the last step at which a forward pass was seen outside of a backward pass
         self.orthogonal = False  # as the optimizer's steps are
+        self.was_centred: bool | None = None  # at the last refresh, if that is known
 
     def also_read_by(self, reader: Reader) -> None:
         """Serve one more module that holds the same parameter.
@@ -136,7 +137,12 @@ class Following(nn.Module):
 
     @property
     def refresh_due(self) -> bool:
-        """Whether there is news since the last refresh, and its turn has come."""
+        """Whether there is news since the last refresh and its turn has come, or a bias was frozen since.
+
+        A frozen bias follows its weight until the mean is given up.
+        """
+        if self.was_centred and not self.centred:
+            return True
         return self.observed_at > self.refreshed_at and self._due(self.refreshed_at, self.settings.refresh_every)
 
     def _due(self, last: int, every: int) -> bool:

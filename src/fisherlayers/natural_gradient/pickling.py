@@ -2,6 +2,9 @@
 
 Torch gives a parametrized module a class of its own, made at run time, which pickle cannot name. What is saved instead
 is the plain class and the names of the parametrized tensors; from these the class is made again.
+
+A weight that several modules hold has its tensors under several names; transformers, whose files hold no tensor twice,
+asks every module which names it may leave out.
 """
 
 from collections.abc import Iterable
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.rules.rule import rule_of
 
 __all__ = ["allow_pickling", "complete_class"]
@@ -28,7 +32,18 @@ def complete_class(host: nn.Module, names: Iterable[str]) -> None:
         setattr(type(host), name, member)
     for name in names:
         read_directly(type(host), name)
+    setattr(type(host), "_tied_weights_keys", property(_names_held_elsewhere))  # noqa: B010
     allow_pickling(type(host))
+
+
+def _names_held_elsewhere(host: nn.Module) -> dict[str, str]:
+    # Patterns of names, as transformers' models declare them; the values are theirs alone.
+    held = dict(getattr(super(type(host), host), "_tied_weights_keys", None) or {})
+    for name in host._modules["parametrizations"]._modules:  # type: ignore[union-attr]
+        fisher = fisher_of(host, name)
+        if fisher is not None and (fisher.readers[0].host, fisher.readers[0].weight) != (host, name):
+            held[rf"parametrizations\.{name}\."] = ""
+    return held
 
 
 def read_directly(parametrized: type[nn.Module], name: str) -> None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from fisherlayers.natural_gradient.attachment import Make, attach, detach
 from fisherlayers.natural_gradient.checkpoints import accept_plain_keys, refuse_plain_keys
+from fisherlayers.natural_gradient.distributed import share_pending
 from fisherlayers.natural_gradient.following import Settings
 from fisherlayers.natural_gradient.modes import Mode, Rank, activations_of, maker, trust_of
 from fisherlayers.natural_gradient.parametrization import fisher_weights
@@ -16,7 +17,7 @@ from fisherlayers.natural_gradient.places import holders, is_host, place_of
 from fisherlayers.natural_gradient.roots import plain_coordinates
 from fisherlayers.natural_gradient.rules.rule import Weight, rule_of
 from fisherlayers.natural_gradient.selection import Choice, Selector, chosen_layers
-from fisherlayers.natural_gradient.sharding import is_sharded
+from fisherlayers.natural_gradient.sharding import is_sharded, lay_out
 from fisherlayers.natural_gradient.ticking import refresh_weights, unwatch, watch
 from fisherlayers.natural_gradient.transport import move
 
@@ -98,7 +99,7 @@ def reconstruct(
     Raises:
         TypeError: If ``model`` is no module.
         ValueError: If an argument is out of its range, a pattern or class matches no module, nothing is left to
-            reconstruct, or the model is reconstructed already.
+            reconstruct, or the model is reconstructed already, or laid over processes.
 
     Example:
         >>> import torch
@@ -149,7 +150,13 @@ def reconstruct(
     )
     if output_damping is not None:
         settings = settings._replace(output_damping=output_damping)
+    lay_out(model)
     choices = chosen_layers(model, include, exclude)
+    if any(is_sharded(parameter) for choice in choices for parameter in choice.layer.parameters()):
+        raise ValueError(
+            "model is laid over processes already (fully_shard, parallelize_module): call reconstruct first, then "
+            "fully_shard"
+        )
     following = activations_of(model, choices, activations, compat=compat) if mode == "unit" else {}
     shared = {key for key, held in holders(model).items() if len(held) > 1}
 
@@ -202,7 +209,8 @@ def fold(model: Model, optimizer: Optimizer | Iterable[Optimizer] | None = None)
 def refresh(model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> None:
     """Recompute all roots now, from what has been observed; W and b stay.
 
-    Training does this by itself every ``refresh_every`` steps of the optimizer.
+    Training does this by itself every ``refresh_every`` steps of the optimizer. Where several processes train the model
+    together, all of them must call this.
 
     Args:
         model: A reconstructed model; layers that saw no training batch yet are passed over.
@@ -215,6 +223,7 @@ def refresh(model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None 
     fishers = list(fisher_weights(model))
     if not fishers:
         raise ValueError("model is not reconstructed: call reconstruct(model) first")
+    share_pending(fishers)
     for fisher in fishers:
         fisher.absorb()
     seen = [fisher for fisher in fishers if fisher.observed_at >= 0]
@@ -224,6 +233,7 @@ def refresh(model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None 
 def _optimizers_of(model: nn.Module, given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    lay_out(model)
     optimizers: tuple[Optimizer, ...] = () if given is None else (given,)  # type: ignore[assignment]
     if isinstance(given, Iterable) and not isinstance(given, str):
         optimizers = tuple(given)

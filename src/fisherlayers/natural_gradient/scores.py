@@ -11,16 +11,16 @@ gradient needs one solve of N K unknowns instead of P (Woodbury):
     (Rᵀ R / N + λ I)^(-1) v = (v - Rᵀ (R Rᵀ + N λ I)^(-1) R v) / λ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
-from torch.nn.utils import parametrize
 
-__all__ = ["Output", "Scores", "check_output", "jacobians_of", "scores_of"]
+from fisherlayers.natural_gradient.derivatives import jacobians_of, linear_layers
+
+__all__ = ["Output", "Scores", "check_output", "damped_solve", "mixing_of", "ridge_of", "scores_of"]
 
 Output = Literal["softmax", "gaussian"]
 
@@ -133,7 +133,7 @@ class Scores:
         return result
 
     def solve(self, vector: Sequence[Tensor], *, damping: float, gram: Tensor | None = None) -> list[Tensor]:
-        """Return (F + λ I)^(-1) v, exactly, by a solve of N K unknowns; zeros if all scores are zero.
+        """Return (F + λ I)^(-1) v, exactly, by a solve of N K unknowns; zeros if F holds nothing (``ridge_of``).
 
         Args:
             vector: v, one tensor a parameter.
@@ -146,22 +146,24 @@ class Scores:
         gram = self.gram() if gram is None else gram
         values = [tensor.double() for tensor in vector]
         size = sum(shape.numel() for shape in self.shapes)
-        ridge = damping * float(gram.diagonal().sum()) / (self.samples * size)
+        ridge = ridge_of(float(gram.diagonal().sum()) / (self.samples * size), damping, vector)
         if not 0 < ridge < float("inf"):
             return [value * ridge for value in values]
-        damped = gram + self.samples * ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        # R v of a nearly certain model, with R ~ √p and v ~ p, would underflow.
+        scale = max(float(value.abs().max()) for value in values) or 1.0
+        values = [value / scale for value in values]
         moved = self.times(values)
-        solved = torch.cholesky_solve(moved.reshape(-1, 1), torch.linalg.cholesky(damped)).view_as(moved)
-        return [(value - part) / ridge for value, part in zip(values, self.combine(solved), strict=True)]
+        solved = damped_solve(gram, moved.flatten(), self.samples * ridge).view_as(moved)
+        return [(value - part) * (scale / ridge) for value, part in zip(values, self.combine(solved), strict=True)]
 
 
-@torch.enable_grad()
 def scores_of(model: nn.Module, inputs: Tensor, *, output: Output = "softmax") -> Scores:
     """Return the scores of a batch at the current parameters.
 
     Args:
-        model: Maps a batch to (N, K); rows must not influence each other (no batch normalisation). Linear layers that
-            read one vector a sample, once, are cheap; the derivatives of all other parameters are held in full.
+        model: Maps a batch to (N, K); rows must not influence each other (no batch normalisation), nor chance (no
+            dropout). Parameters of linear layers that read one vector a sample, once, and that are used nowhere else
+            are cheap; the derivatives of all others are held in full.
         inputs: (N, ...).
         output: ``"softmax"`` for logits of a categorical distribution, ``"gaussian"`` for means of unit variance.
 
@@ -173,49 +175,23 @@ def scores_of(model: nn.Module, inputs: Tensor, *, output: Output = "softmax") -
             (N, K).
     """
     check_output(output)
-    if inputs.ndim == 0 or inputs.shape[0] == 0:
-        raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not names:
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
         raise ValueError("model has no parameter that requires a gradient")
-    place = {name: index for index, name in enumerate(names)}
-    parameters = dict(model.named_parameters())
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and not parametrize.is_parametrized(module)
-    }
-    handles = [module.register_forward_hook(_recorder(seen, name)) for name, module in linear.items()]
-    try:
-        results: Tensor = model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if results.ndim != 2 or results.shape[0] != inputs.shape[0]:
-        raise ValueError(f"model must return (N, outputs) for {inputs.shape[0]} inputs, got {tuple(results.shape)}")
-    mixing = _mixing(results.detach(), output)
-    cheap = {
-        name: calls[0]
-        for name, calls in seen.items()
-        if len(calls) == 1 and calls[0][1].requires_grad and calls[0][0].ndim == 2 and len(calls[0][0]) == len(inputs)
-    }
+    results, layers = linear_layers(model, inputs)
+    mixing = mixing_of(results, output)
+    place = {id(parameter): index for index, parameter in enumerate(parameters.values())}
     shares: list[_LinearShare | _DenseShare] = []
-    covered: set[str] = set()
-    if cheap:
-        derivatives = _derivatives(results, [call[1] for call in cheap.values()])
-        for (name, call), derivative in zip(cheap.items(), derivatives, strict=True):
-            own = {kind: f"{name}.{kind}" if name else kind for kind in ("weight", "bias")}
-            places = {kind: place.get(key) for kind, key in own.items()}
-            shares.append(
-                _LinearShare(call[0].double(), mixing @ derivative.double(), places["weight"], places["bias"])
-            )
-            covered.update(own.values())
-    rest = {name: parameters[name].detach() for name in names if name not in covered}
+    covered: set[int] = set()
+    for layer in layers:
+        weight, bias = (None if own is None else place[id(own)] for own in (layer.weight, layer.bias))
+        shares.append(_LinearShare(layer.inputs.double(), mixing @ layer.derivatives.double(), weight, bias))
+        covered |= {id(layer.weight), id(layer.bias)}
+    rest = {name: parameter.detach() for name, parameter in parameters.items() if id(parameter) not in covered}
     if rest:
         for name, jacobian in jacobians_of(model, rest, inputs).items():
-            shares.append(_DenseShare(mixing @ jacobian.flatten(2).double(), place[name]))
-    shapes = tuple(parameters[name].shape for name in names)
+            shares.append(_DenseShare(mixing @ jacobian.flatten(2).double(), place[id(parameters[name])]))
+    shapes = tuple(parameter.shape for parameter in parameters.values())
     return Scores(len(inputs), results.shape[1], shapes, tuple(shares))
 
 
@@ -232,16 +208,16 @@ def check_output(output: str) -> None:
         raise ValueError(f"output must be 'softmax' or 'gaussian', got {output!r}")
 
 
-def _recorder(seen: dict[str, list[tuple[Tensor, Tensor]]], name: str) -> Any:
-    def record(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        seen.setdefault(name, []).append((args[0].detach(), result))
-        return result.view_as(result)  # an activation in place must not change what was recorded
+def mixing_of(results: Tensor, output: Output) -> Tensor:
+    """Return what makes scores M J of the derivatives J of a batch's outputs.
 
-    return record
+    Args:
+        results: (N, K), the outputs.
+        output: Their distribution.
 
-
-def _mixing(results: Tensor, output: Output) -> Tensor:
-    # (N, K, K), M with Λ = Mᵀ M: the scores are M J.
+    Returns:
+        M with Λ = Mᵀ M, (N, K, K), float64.
+    """
     identity = torch.eye(results.shape[1], dtype=torch.float64, device=results.device)
     if output == "gaussian":
         return identity.expand(len(results), -1, -1)
@@ -249,41 +225,37 @@ def _mixing(results: Tensor, output: Output) -> Tensor:
     return p.sqrt().unsqueeze(-1) * (identity - p.unsqueeze(-2))
 
 
-def _derivatives(results: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    # Per layer (N, K, out): rows are independent, so one backward pass of a column's sum serves all samples.
-    columns = []
-    for index in range(results.shape[1]):
-        last = index + 1 == results.shape[1]
-        grads = torch.autograd.grad(results[:, index].sum(), outputs, retain_graph=not last, allow_unused=True)
-        columns.append([torch.zeros_like(o) if g is None else g for g, o in zip(grads, outputs, strict=True)])
-    return [torch.stack(layer, 1) for layer in zip(*columns, strict=True)]
-
-
-def jacobians_of(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
-    """Return the derivatives of a batch's outputs, sample by sample.
+def ridge_of(mean: float, damping: float, vector: Sequence[Tensor]) -> float:
+    """Return the damping λ of an information.
 
     Args:
-        model: Maps a batch to (N, K); rows must not influence each other.
-        parameters: By their names in ``model.named_parameters()``; the others are constants.
-        inputs: (N, ...).
+        mean: Mean eigenvalue of F.
+        damping: λ relative to it.
+        vector: The gradient.
 
     Returns:
-        Name -> (N, K, *shape of the parameter).
+        λ; 0 if F holds nothing: its mean is less than the smallest normal number of the gradient's precision, in which
+        gradients of that size lose their digits.
     """
-    # A parameter may be held by several modules; a module that is registered twice must not be told twice: torch would
-    # put back the second of two parameters, which is what it was given for the first.
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    places = {
-        f"{prefix}.{own}" if prefix else own: names[id(parameter)]
-        for prefix, module in model.named_modules()
-        for own, parameter in module._parameters.items()
-        if parameter is not None and names[id(parameter)] in parameters
-    }
+    smallest = max(torch.finfo(torch.promote_types(tensor.dtype, torch.float32)).tiny for tensor in vector)
+    return 0.0 if mean < smallest else damping * mean
 
-    def results(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        given = {place: values[name] for place, name in places.items()}
-        result: Tensor = functional_call(model, given, (sample.unsqueeze(0),), tie_weights=False).squeeze(0)
-        return result
 
-    jacobians: dict[str, Tensor] = vmap(jacrev(results), in_dims=(None, 0))(dict(parameters), inputs)
-    return jacobians
+def damped_solve(matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
+    """Return (M + r I)^(-1) v.
+
+    Args:
+        matrix: M, (P, P), positive semidefinite to rounding.
+        vector: v, (P,).
+        ridge: r, more than 0; less than the rounding of M, its negative eigenvalues count as 0.
+
+    Returns:
+        (P,).
+    """
+    damped = matrix.clone()
+    damped.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if not failed:
+        return torch.cholesky_solve(vector.unsqueeze(1), factor).squeeze(1)
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ ((vectors.mT @ vector) / (values.clamp_min(0) + ridge))

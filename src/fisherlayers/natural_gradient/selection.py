@@ -60,7 +60,10 @@ def chosen_layers(model: nn.Module, include: Sequence[Selector], exclude: Sequen
     choices, left_alone, covered = [], [], set()
     for name, module in modules.items():
         if is_host(module):
-            raise ValueError(f"the model is reconstructed already (layer {name!r}): call fold(model) first")
+            raise ValueError(
+                f"the model is reconstructed already (layer {name!r}): call fold(model) first; models that share "
+                "layers are reconstructed together, reconstruct(nn.ModuleList([first, second]))"
+            )
         if name in wanted and any(is_lazy(p) for p in module._parameters.values() if p is not None):
             raise ValueError(f"layer {name!r} has no weights yet: run one forward pass before reconstruct(model)")
         if name not in wanted or name not in rules or name in inner:

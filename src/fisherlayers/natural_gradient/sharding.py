@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["gathered", "is_sharded", "whole", "writable"]
+__all__ = ["gathered", "is_sharded", "lay_out", "whole", "writable"]
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
@@ -40,6 +40,20 @@ def whole(tensor: Tensor) -> Tensor:
         The gathered tensor; a tensor that is not sharded as it is.
     """
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def lay_out(model: nn.Module) -> None:
+    """Put the sharded parameters in place again: ``fully_shard`` leaves whole ones there after a forward pass.
+
+    Args:
+        model: Any model; what is not laid over processes stays as it is.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for part in model.modules():
+        if isinstance(part, fsdp.FSDPModule):
+            part.reshard()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ only adds to sums; an optimizer's step enters them into the information, then re
 """
 
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fisherlayers.natural_gradient.bias import FisherBias, bias_of
-from fisherlayers.natural_gradient.distributed import find_processes, refreshed_together, share_pending
+from fisherlayers.natural_gradient.dealing import refreshed_together
+from fisherlayers.natural_gradient.distributed import check_optimizer, find_processes, passed_by, share_pending
 from fisherlayers.natural_gradient.kronecker import KroneckerWeight, follow_gradient
 from fisherlayers.natural_gradient.parametrization import FisherWeight, fisher_of
 from fisherlayers.natural_gradient.places import place_of
@@ -32,6 +34,10 @@ _fishers: Registry[FisherWeight] = Registry()  # by W'
 _watched: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()
 _limited: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()  # with a trust region
 _biases: Registry[FisherBias] = Registry()  # by d
+_steppers: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()  # optimizers that have stepped a weight or bias of ours
+
+# Steps after which a weight that is trained should have seen an input.
+_PATIENCE = 10
 
 _OBSERVATION = "_observation_of_inputs"
 
@@ -92,15 +98,16 @@ def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer
 
     Args:
         fishers: Local Fisher layers, with statistics.
-        optimizers: Those that hold their parameters.
+        optimizers: Those that hold their parameters; others that have stepped them are known already.
     """
     fishers = list(fishers)
     for optimizer in optimizers:
         _adapt(fishers, optimizer)
+    every = list(dict.fromkeys((*optimizers, *_steppers)))
     for fisher, new in zip(fishers, refreshed_together(fishers), strict=True):
         if new is not None:
-            move(fisher, new, optimizers)
-        fisher.refreshed_at = fisher.steps
+            move(fisher, new, every)
+        fisher.refreshed_at, fisher.was_centred = fisher.steps, fisher.centred
 
 
 def _adapt(fishers: Iterable[FisherWeight], optimizer: Optimizer) -> None:
@@ -123,6 +130,7 @@ def _remember(fisher: FisherWeight) -> None:
     weight = fisher.weight
     if _fishers.get(weight) is fisher:
         return
+    _follow_optimizers()
     _watched.add(fisher)
     if fisher.region is not None:
         _limited.add(fisher)
@@ -141,9 +149,11 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if observation is None:
         return
     counts = layer.training and torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
-    if not (counts or observation.rule.repeats):
+    if not (layer.training or observation.rule.repeats):
         return
     fishers = _observed(layer, observation)
+    if layer.training:  # also where nothing is due: other processes may differ, and are to agree
+        find_processes(fishers.values())
     if counts:
         _observe(layer, observation.rule, Call(args, kwargs, 0), fishers)
     if observation.rule.repeats:
@@ -158,14 +168,14 @@ def _after_forward(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
 
 
 def _observe(layer: nn.Module, rule: Rule, call: Call, fishers: dict[str, FisherWeight]) -> None:
-    find_processes(fishers.values())  # also where nothing is due: other processes may differ, and are to agree
     # Activation checkpointing runs the layer again during the backward pass. What the forward pass has shown already is
     # passed over then (where it ran without gradients it has shown nothing).
     again = torch._C._current_graph_task_id() >= 0
     due = {}
     for name, fisher in fishers.items():
         _remember(fisher)
-        if fisher.statistics_due and fisher.weight.requires_grad and not (again and fisher.forward_at == fisher.steps):
+        seen = fisher.forward_at == fisher.steps if again else passed_by(fisher)
+        if fisher.statistics_due and fisher.weight.requires_grad and not seen:
             due[name] = fisher
             fisher.forward_at = -1 if again else fisher.steps
     if not due:
@@ -189,26 +199,16 @@ def _follow_output(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None
             follow_gradient(fisher, layer, observation.rule, output)
 
 
-_HOOKS = {"before_forward": _before_forward, "after_forward": _after_forward, "follow_output": _follow_output}
-
-
-@functools.cache
-def _hook(name: str) -> Callable[..., None]:
-    # What the compiler leaves alone. Made when it is needed: this imports the compiler, which takes seconds.
-    hook: Callable[..., None] = torch.compiler.disable(_HOOKS[name])  # type: ignore[no-untyped-call]
-    hook.__name__ = hook.__qualname__ = name
-    return hook
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOOKS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _hook(name)  # pickle finds the hooks of a model by their names
-
-
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     fishers = _stepped(optimizer)
+    if fishers:
+        check_optimizer(optimizer)
+    if _makes_state(optimizer):
+        return
+    if fishers or any(_biases.get(parameter) is not None for parameter in _parameters(optimizer)):
+        _steppers.add(optimizer)
     _absorb(fishers)
+    _warn_unseen(fishers)
     due = [fisher for fisher in fishers if fisher.refresh_due]
     if due:
         refresh_weights(due, (optimizer,))
@@ -228,6 +228,31 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
     if with_closure:
         _absorb(fishers)
+
+
+def _makes_state(optimizer: Optimizer) -> bool:
+    # `torch.distributed.checkpoint` has a fresh optimizer make its state by a step of no length, before it is loaded.
+    if optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in optimizer.param_groups):
+        return False
+    gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+
+
+def _warn_unseen(fishers: Sequence[FisherWeight]) -> None:
+    unseen = [
+        fisher
+        for fisher in fishers
+        if fisher.steps == _PATIENCE and fisher.observed_at < 0 and fisher.weight.grad is not None
+    ]
+    if unseen:
+        layers = ", ".join(dict.fromkeys(type(fisher.readers[0].host).__bases__[0].__name__ for fisher in unseen))
+        warnings.warn(
+            f"{len(unseen)} of {len(fishers)} reconstructed weights ({layers}) have taken {_PATIENCE} steps, and no "
+            "input of theirs was seen: they train as plain ones. Inputs are observed where a layer is called in "
+            "training mode with gradients on: call model.train() (normalisation and dropout may stay in evaluation "
+            "mode), call layers instead of reading their weights, and train outside of torch.func's transforms",
+            stacklevel=4,
+        )
 
 
 def _absorb(fishers: Sequence[FisherWeight]) -> None:
@@ -261,5 +286,30 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+_HOOKS = {
+    "before_forward": _before_forward,
+    "after_forward": _after_forward,
+    "follow_output": _follow_output,
+    "before_step": _before_step,
+    "after_step": _after_step,
+}
+
+
+@functools.cache
+def _hook(name: str) -> Callable[..., None]:
+    # What the compiler leaves alone. Made when it is needed: this imports the compiler, which takes seconds.
+    hook: Callable[..., None] = torch.compiler.disable(_HOOKS[name])  # type: ignore[no-untyped-call]
+    hook.__name__ = hook.__qualname__ = name
+    return hook
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOOKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _hook(name)  # pickle finds the hooks of a model by their names
+
+
+@functools.cache
+def _follow_optimizers() -> None:
+    register_optimizer_step_pre_hook(_hook("before_step"))
+    register_optimizer_step_post_hook(_hook("after_step"))

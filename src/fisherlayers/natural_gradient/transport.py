@@ -37,6 +37,8 @@ _VALUES = frozenset({"ax", "z", "slow_buffer", "lookahead_params"})
 # Second moments and step sizes, coordinate by coordinate: they have no exact image and are kept as they are.
 _KEPT = frozenset({
     "exp_avg_sq",
+    "exp_avg_sq_col",
+    "exp_avg_sq_row",
     "exp_avg_var",
     "max_exp_avg_sq",
     "square_avg",
@@ -58,9 +60,11 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
         new: Root, of the structure of the one in use, and mean.
         optimizers: Those that hold its parameters.
     """
+    optimizers = list(optimizers)
     weight, biases = fisher.weight, [bias.parameter for bias in fisher.biases()]
     if weight.grad is not None:
         _move_gradient(fisher, new, weight.grad, [bias.grad for bias in biases])
+    moved: set[int] = set()
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             _move_history(fisher, new, optimizer)
@@ -71,11 +75,12 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
                 unknown.append(name)
             if not isinstance(buffer, Tensor) or buffer.numel() <= 1 or name in _KEPT:
                 continue
-            beside = [optimizer.state.get(bias, {}).get(name) for bias in biases]
             if name in _GRADIENTS:
+                beside = [_beside(optimizer, weight, bias, name, optimizers) for bias in biases]
                 _move_gradient(fisher, new, buffer, beside)
+                moved |= {id(each) for each in beside}
             elif name in _VALUES:
-                _move_value(fisher, new, buffer, beside)
+                _move_value(fisher, new, buffer, [optimizer.state.get(bias, {}).get(name) for bias in biases])
             else:
                 unknown.append(name)
         if unknown:
@@ -84,8 +89,42 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
                 "carry to the new coordinates: left as it is",
                 stacklevel=2,
             )
+    _move_left_behind(fisher, new, optimizers, moved)
     _move_value(fisher, new, weight, biases)
     fisher.enter(new)
+
+
+def _beside(
+    optimizer: Optimizer, weight: Tensor, bias: Tensor, name: str, optimizers: Sequence[Optimizer]
+) -> Tensor | None:
+    # The bias's buffer beside the weight's: of the same optimizer, or of another that averages in the same way.
+    own: Tensor | None = optimizer.state.get(bias, {}).get(name)
+    if own is not None:
+        return own
+    for other in optimizers:
+        if weight not in other.state and _averages(other, bias) == _averages(optimizer, weight):
+            return cast("Tensor | None", other.state.get(bias, {}).get(name))
+    return None
+
+
+def _averages(optimizer: Optimizer, parameter: Tensor) -> tuple[object, ...] | None:
+    for group in optimizer.param_groups:
+        if any(each is parameter for each in group["params"]):
+            return (type(optimizer), *(group.get(name) for name in ("momentum", "dampening", "betas", "alpha")))
+    return None
+
+
+def _move_left_behind(fisher: FisherWeight, new: Coordinates, optimizers: Sequence[Optimizer], moved: set[int]) -> None:
+    """Re-express buffers of biases that did not go along with a weight's, by the root of the outputs."""
+    if fisher.output is None:
+        return
+    for optimizer in optimizers:
+        for bias in fisher.biases():
+            for name, buffer in optimizer.state.get(bias.parameter, {}).items():
+                if name in _GRADIENTS and isinstance(buffer, Tensor) and id(buffer) not in moved:
+                    view = bias.view_of(buffer)
+                    entry = fisher.layout.entries(view).to(fisher.mean.dtype)
+                    view.copy_(exchanged_gradient(entry, fisher.output, new.output).flatten())
 
 
 def _move_history(fisher: FisherWeight, new: Coordinates, optimizer: torch.optim.LBFGS) -> None:
