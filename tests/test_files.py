@@ -1,5 +1,7 @@
 """Files are written all or nothing."""
 
+import os
+
 import pytest
 
 from fisherlayers.files import write_file
@@ -28,3 +30,22 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_file(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path):
+    real, link = tmp_path / "real" / "page.html", tmp_path / "page.html"
+    write_file(real, "one")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    write_file(link, "two")
+    assert link.is_symlink()
+    assert real.read_text() == "two"
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_no_regular_file_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", "page")
+    assert os.read(reader, 10) == b"page"
+    os.close(reader)

@@ -16,15 +16,16 @@ ALLOWED = {
     "information": {"gram"},
     "inverse_root": set(),
     "files": set(),
+    "model_files": set(),
     "root": {"inverse_root"},
     "layer": {"information", "inverse_root", "root"},
     "natural_gradient": CORE,
-    "fisher_vectors": CORE | {"data"},
+    "fisher_vectors": CORE | {"data", "model_files"},
     "data": {"files"},
     "report": set(),
     "race": CORE | {"natural_gradient", "data", "report", "files"},
     "demo": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "files"},
-    "cli": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "demo", "files"},
+    "cli": CORE | {"natural_gradient", "fisher_vectors", "data", "race", "report", "demo", "files", "model_files"},
 }
 
 

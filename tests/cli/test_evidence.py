@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli.conftest import FAST
+from cli.pictures import write_folder
 from fisherlayers.data import read_image
 from fisherlayers.fisher_vectors import DeepFisherNetwork
 from fisherlayers.report import evidence_overlay
@@ -24,12 +26,37 @@ def test_pictures_show_the_evidence_for_the_predicted_class(run, fitted, paths, 
         np.testing.assert_array_equal(shown, expected)
 
 
-def test_a_class_may_be_named_and_pictures_are_not_overwritten(run, fitted, paths, tmp_path):
-    model = DeepFisherNetwork.load(fitted.model)
-    for _ in range(2):
-        assert run("evidence", fitted.model, paths[0], "-o", tmp_path, "--label", model.classes_[-1]).code == 0
-    names = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert names == [f"{paths[0].stem}-evidence-2.png", f"{paths[0].stem}-evidence.png"]
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_table_adds_up_to_the_score(run, fitted, paths, tmp_path, classes):
+    folder = fitted.model
+    if classes == 2:
+        pictures, folder = write_folder(tmp_path / "two", classes=("lying", "upright")), tmp_path / "model"
+        assert run("fit", pictures, "-o", folder, *FAST, "--validation", "0").code == 0
+    model, folder = DeepFisherNetwork.load(folder), tmp_path / "shifted"
+    model.intercept_ += 0.25  # which is small for as many images of each class
+    model.save(folder)
+    scores = np.atleast_1d(model.decision_function(paths[:1])[0])
+    scores = [-scores[0], scores[0]] if classes == 2 else scores
+    for label, expected in zip(model.classes_, scores, strict=True):
+        result = run("evidence", folder, paths[0], "-o", tmp_path, "--label", label)
+        (row,) = [line.split() for line in result.out.splitlines() if str(paths[0]) in line]
+        *parts, score = map(float, row[2:6])
+        assert sum(parts) == pytest.approx(score, abs=3e-3)
+        assert score == pytest.approx(expected, abs=2e-3)
+
+
+def test_pictures_of_a_former_call_are_replaced_and_files_of_one_name_numbered(run, fitted, paths, tmp_path):
+    copies = [tmp_path / folder / "photo.png" for folder in "ab"]
+    for path, copy in zip(paths, copies, strict=True):
+        copy.parent.mkdir()
+        copy.write_bytes(path.read_bytes())
+    contents = []
+    for order in (copies, copies[::-1]):
+        assert run("evidence", fitted.model, *order, "-o", tmp_path / "maps").code == 0
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "maps").iterdir()})
+    first, second = "photo-evidence.png", "photo-evidence-2.png"
+    assert contents[0].keys() == contents[1].keys() == {first, second}
+    assert contents[0][first] == contents[1][second] != contents[1][first] == contents[0][second]
 
 
 def test_user_errors(refused, fitted, paths, tmp_path):

@@ -52,8 +52,8 @@ def test_without_validation_nothing_is_estimated(run, folder, tmp_path):
 
 def test_a_table_gives_the_same_model_as_a_folder(run, folder, tmp_path):
     rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(folder.glob("*/*.png"))]
-    (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(rows))
-    for source, name in ((folder, "a"), (tmp_path / "t.csv", "b")):
+    (tmp_path / "labels.txt").write_text("path,label\n" + "\n".join(rows))
+    for source, name in ((folder, "a"), (tmp_path / "labels.txt", "b")):
         assert run("fit", source, "-o", tmp_path / name, *FAST, "--validation", "0").code == 0
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
 
@@ -189,10 +189,12 @@ def test_nan_as_a_label(refused, folder, tmp_path):
 
 def test_a_folder_that_is_no_model_is_not_overwritten(refused, folder, tmp_path):
     before = files(folder)
-    assert "is no model of fisherlayers: it is not overwritten" in refused("fit", folder, "-o", folder)
+    assert "is no model folder of fisherlayers: it will not be replaced, choose another name" in refused(
+        "fit", folder, "-o", folder
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"format": "another"}')
-    assert "it is not overwritten" in refused("fit", folder, "-o", tmp_path / "other")
+    assert "it will not be replaced" in refused("fit", folder, "-o", tmp_path / "other")
     assert files(folder) == before
 
 
@@ -220,6 +222,8 @@ def test_a_full_disk_is_found_before_the_work(refused, folder, tmp_path, monkeyp
     monkeypatch.setattr("fisherlayers.cli.image_inputs.read_images", lambda _: pytest.fail("the work began"))
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     assert f"cannot write to {tmp_path}: No space left on device" in refused("fit", folder, "-o", tmp_path / "m")
+    (tmp_path / "volume").mkdir()  # perhaps of another disk
+    assert f"cannot write to {tmp_path / 'volume'}: No" in refused("fit", folder, "-o", tmp_path / "volume")
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -56,7 +56,7 @@ def test_missing_label_names_the_line(write, label):
 
 @pytest.mark.parametrize("row", ["images/a.png", "images/a.png,1,2"])
 def test_wrong_number_of_columns(write, row):
-    with pytest.raises(ValueError, match=r"line 2: expected two columns, path,label; got [13]"):
+    with pytest.raises(ValueError, match=r"line 2: expected two columns with a comma between, path,label; got [13]"):
         load_table(write(f"images/b.png,1\n{row}\n"))
 
 
@@ -81,3 +81,18 @@ def test_not_utf8(write):
 def test_missing_table(tmp_path):
     with pytest.raises(ValueError, match=r"there is no table .*none\.csv"):
         load_table(tmp_path / "none.csv")
+
+
+def test_columns_may_be_swapped_under_a_heading_that_says_so(write, tmp_path):
+    images = load_table(write("Label,path\nzebra,images/b.png\nant,images/a.png\n"))
+    assert images.paths == [tmp_path / "images/b.png", tmp_path / "images/a.png"]
+    assert images.classes == ["ant", "zebra"]
+
+
+def test_swapped_columns_and_unknown_headings_are_recognised(write):
+    with pytest.raises(ValueError, match=r"line 1: .*there is images/b.png: the first column must be the path"):
+        load_table(write("zebra,images/b.png\nant,images/a.png\n"))
+    with pytest.raises(ValueError, match=r"line 1: .*a heading must be path,label"):
+        load_table(write("Where,What\nimages/b.png,zebra\nimages/a.png,ant\n"))
+    with pytest.raises(ValueError, match="line 1: expected two columns with a comma between"):
+        load_table(write("images/b.png;zebra\nimages/a.png;ant\n"))

@@ -149,3 +149,65 @@ def test_a_mask_of_a_map_has_its_height_and_width():
 def test_weights_sum_to_one_in_bfloat16(components):
     layer = FisherVectorLayer(components, 4).bfloat16()
     assert torch.isfinite(layer(torch.randn(1, 50, 4))).all()
+
+
+@pytest.fixture
+def compiled():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    yield lambda layer, **options: torch.compile(layer, backend=backend, fullgraph=True, **options), graphs
+    torch._dynamo.reset()
+
+
+def test_layers_of_different_options_are_compiled_side_by_side(compiled):
+    compile_layer, _ = compiled
+    maps = torch.randn(2, 6, 5, 5)
+    for options in ({"position_weight": 1.0}, {"position_weight": 0.5}, {}, {"power": 0.3}, {"threshold": 0.01}):
+        layer = FisherVectorLayer(4, 8 if "position_weight" in options else 6, **options)
+        torch.testing.assert_close(compile_layer(layer)(maps), layer(maps))
+
+
+@pytest.mark.parametrize("power", [0.5, 0.3])
+def test_one_compiled_graph_serves_sets_of_any_size(compiled, power):
+    compile_layer, graphs = compiled
+    layer = FisherVectorLayer(4, 6, power=power)
+    encode = compile_layer(layer, dynamic=True)
+    for size in (9, 30, 1500, 2100):
+        sets = torch.randn(2, size, 6)
+        torch.testing.assert_close(encode(sets), layer(sets), rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+    exponents = [node.args[1] for node in graphs[0].graph.nodes if node.target == "pow"]
+    assert exponents == [power, power]  # no variable: inductor has no gradient for it
+    with pytest.raises(AttributeError):
+        layer.power = 1.0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_exported_program_serves_sets_of_any_size(masked):
+    layer = FisherVectorLayer(4, 6)
+    size = torch.export.Dim("size")
+
+    def inputs(count):
+        mask = torch.rand(2, count) < 0.7
+        return (torch.randn(2, count, 6),), {"mask": mask} if masked else {}
+
+    arguments, options = inputs(9)
+    shapes = {"descriptors": {1: size}} | {name: {1: size} for name in options}
+    program = torch.export.export(layer, arguments, options, dynamic_shapes=shapes).module()
+    for count in (5, 1024, 2500):
+        arguments, options = inputs(count)
+        torch.testing.assert_close(program(*arguments, **options), layer(*arguments, **options), rtol=1e-4, atol=1e-5)
+
+
+def test_one_exported_program_serves_maps_of_any_size():
+    layer = FisherVectorLayer(4, 8, position_weight=1.0)
+    shape = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    program = torch.export.export(layer, (torch.randn(2, 6, 9, 8),), dynamic_shapes=(shape,)).module()
+    for size in ((1, 6, 20, 5), (3, 6, 40, 50)):
+        maps = torch.randn(size)
+        torch.testing.assert_close(program(maps), layer(maps), rtol=1e-4, atol=1e-5)

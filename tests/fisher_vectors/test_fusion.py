@@ -6,6 +6,7 @@ import torch
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from fisher_vectors.texture_images import textures
@@ -78,7 +79,7 @@ def test_fused_scores_are_the_weighted_sum_of_calibrated_scores():
         fusion.weights_[name] * fusion.temperatures_[name] * member.decision_function(rest)
         for name, member in fusion.members_.items()
     )
-    np.testing.assert_allclose(fusion.decision_function(rest), expected, rtol=1e-6)
+    np.testing.assert_allclose(fusion.decision_function(rest), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(fusion.predict(rest), fusion.classes_[expected.argmax(axis=1)])
     np.testing.assert_allclose(np.log(fusion.predict_proba(rest)), log_softmax(expected, axis=1), rtol=1e-5)
     assert fusion.weights_["guess"] < 0.5 * max(fusion.weights_.values())
@@ -204,3 +205,63 @@ def test_what_fusion_cannot_take_is_said():
     with pytest.warns(DataConversionWarning):
         column = LateFusion(pair, cv=2, random_state=0).fit(images, np.array(labels)[:, None])
     assert column.classes_.tolist() == sorted(set(labels))
+
+
+def test_members_parameters_are_set_by_their_names():
+    fusion = LateFusion([("fisher", network()), ("probe", probe())], cv=2, random_state=0)
+    fusion.set_params(fisher__C=3.0, probe__linearsvm__C=0.5, cv=3)
+    found = fusion.get_params()
+    assert (found["fisher__C"], found["probe__linearsvm__C"], found["cv"]) == (3.0, 0.5, 3)
+    assert found["fisher"] is dict(fusion.members)["fisher"]
+    assert set(fusion.get_params(deep=False)) == {"members", "cv", "random_state"}
+    guess = Guess()
+    assert dict(fusion.set_params(fisher=guess).members)["fisher"] is guess
+    assert clone(fusion).get_params()["probe__linearsvm__C"] == 0.5
+    for name in ("cv", "a__b"):
+        with pytest.raises(ValueError, match="names"):
+            LateFusion([(name, Guess()), ("other", Guess())]).fit(*textures(4))
+
+
+def test_a_grid_search_reaches_the_members():
+    images, labels = textures(8)
+    fusion = LateFusion([("probe", probe()), ("guess", Guess())], cv=2, random_state=0)
+    grid = {"probe__linearsvm__C": [1e-9, 1.0]}
+    search = GridSearchCV(fusion, grid, cv=2, error_score="raise").fit(np.stack(images), labels)
+    best = dict(search.best_estimator_.members)["probe"][-1]
+    assert search.best_params_ == {"probe__linearsvm__C": best.C}
+
+
+def test_probabilities_sum_to_one_in_double_precision():
+    images, labels = textures(6)
+    fusion = LateFusion([("fisher", network()), ("probe", probe())], cv=2, random_state=0).fit(images, labels)
+    rows = fusion.predict_proba(images)
+    assert rows.dtype == fusion.decision_function(images).dtype == np.float64
+    np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=0, atol=1e-14)
+
+
+def test_features_have_names():
+    pandas = pytest.importorskip("pandas")
+    images, _ = textures(2)
+    features = ModuleFeatures(convolution(), channels=1)
+    with pytest.raises(NotFittedError):
+        features.get_feature_names_out()
+    frame = features.set_output(transform="pandas").fit_transform(pandas.Series(images, index=range(5, 13)))
+    assert frame.columns.tolist() == features.get_feature_names_out().tolist() == [f"feature{i}" for i in range(12)]
+    np.testing.assert_array_equal(frame, ModuleFeatures(convolution(), channels=1).transform(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 32}, r"size must be \(H, W\) in pixels, each 1 or more, got 32"),
+        ({"size": (32, 0)}, r"size must be \(H, W\)"),
+        ({"size": (32.5, 30)}, r"size must be \(H, W\)"),
+        ({"mean": (0.4, 0.5)}, r"mean must be one number, or one for each of 3 channels, got \(0.4, 0.5\)"),
+        ({"mean": "imagenet"}, "mean must be one number"),
+        ({"std": (0.4, 0.5)}, "std must be one number"),
+        ({"std": float("nan")}, "std must be one number"),
+    ],
+)
+def test_pixels_that_no_network_takes(options, message):
+    with pytest.raises(ValueError, match=message):
+        module_outputs(torch.nn.Flatten(), textures(2)[0], **options)

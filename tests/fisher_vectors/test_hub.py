@@ -1,6 +1,8 @@
 """The hub's three verbs without a network, and the copies that Python itself makes."""
 
 import copy
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -102,3 +104,21 @@ def test_the_model_of_another_library_is_not_overwritten(fitted, tmp_path):
     with pytest.raises(FileExistsError, match="is no model folder of fisherlayers"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"model_type": "vit"}'
+
+
+def test_a_save_that_fails_leaves_the_former_model_and_other_files_stay(fitted, tmp_path, monkeypatch):
+    model, images = fitted
+    (tmp_path / "notes.txt").write_text("mine")
+    model.save_pretrained(tmp_path, model_card_kwargs={"name": "someone/textures"})
+    assert 'from_pretrained("someone/textures")' in (tmp_path / "README.md").read_text()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fisherlayers.fisher_vectors.persistence.os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        model.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(
+        DeepFisherNetwork.from_pretrained(tmp_path).decision_function(images), model.decision_function(images)
+    )
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "notes.txt", "weights.safetensors"]

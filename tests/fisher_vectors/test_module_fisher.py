@@ -101,7 +101,11 @@ def test_it_classifies_and_is_a_member_of_a_fusion():
     ("options", "message"),
     [
         ({"sizes": ()}, r"sizes must hold at least one \(H, W\)"),
-        ({"sizes": ((3,),)}, r"sizes must hold at least one \(H, W\)"),
+        ({"sizes": 32}, r"sizes must hold at least one \(H, W\)"),
+        ({"sizes": (32,)}, r"sizes must be \(H, W\) in pixels"),
+        ({"sizes": ((3,),)}, r"sizes must be \(H, W\) in pixels"),
+        ({"sizes": ((3, 3), (3, 0))}, r"sizes must be \(H, W\) in pixels"),
+        ({"mean": (0.5, 0.5)}, "mean must be one number, or one for each of 1 channels"),
         ({"components": 0}, "components must be at least 1"),
         ({"dimensions": 0}, "dimensions must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -117,3 +121,18 @@ def test_it_classifies_and_is_a_member_of_a_fusion():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         encoder().set_params(**options).fit(IMAGES)
+
+
+def test_a_single_size_needs_no_sequence():
+    rows = encoder().set_params(sizes=[(20, 24)]).fit_transform(IMAGES)
+    for size in ((20, 24), [20, 24], np.array([20, 24])):
+        np.testing.assert_array_equal(encoder().set_params(sizes=size).fit_transform(IMAGES), rows)
+
+
+def test_entries_have_names():
+    pytest.importorskip("pandas")
+    frame = encoder().set_output(transform="pandas").fit_transform(IMAGES)
+    assert frame.columns[0] == "mean_k0_d0"
+    assert frame.columns[6 + 2] == "mean_k1_d2"
+    assert frame.columns[-1] == "deviation_k2_d5"
+    assert frame.shape == (24, 2 * 3 * 6)

@@ -138,3 +138,24 @@ def test_another_classifiers_module_is_refused(grey):
     other = DeepFisherNetwork(**(SMALL | {"depth": 1, "components": 3, "dimensions": 4})).fit(images, labels)
     with pytest.raises(ValueError, match="take it from to_module"):
         model.update_from(other.to_module())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_scores_are_the_same_under_autocast(grey, dtype):
+    model, images, _ = grey
+    module = model.to_module()
+    batch = (255 * tensor(images[:4]).clamp(0, 1)).to(torch.uint8)
+    batch = batch if dtype == torch.uint8 else batch / 255
+    expected, encodings = module(batch), module.encode(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(batch), expected)
+        assert torch.equal(module.encode(batch), encodings)
+
+
+def test_half_precision_is_refused_by_its_name(grey):
+    model, images, _ = grey
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match=f"dtype must be torch.float32 or torch.float64, got {dtype}"):
+            model.to_module(dtype=dtype)
+        with pytest.raises(ValueError, match=f"works in torch.float32 or torch.float64 and was converted to {dtype}"):
+            model.to_module().to(dtype)(tensor(images[:2]).to(dtype))

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +134,65 @@ def test_full_disk_leaves_the_old_model(model, saved, monkeypatch, failing_call)
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_failing_rename_brings_the_old_model_back(model, saved, monkeypatch):
+def test_failing_rename_leaves_the_old_model(model, saved, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
     def broken(self, target):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(Path, "rename", broken)
+    monkeypatch.setattr(Path, "replace", broken)
     with pytest.raises(OSError, match="Input/output error"):
-        model.save(saved)
+        small_model(lambda labels: labels == "checks").save(saved)
     monkeypatch.undo()
-    assert DeepFisherNetwork.load(saved).classes_.tolist() == model.classes_.tolist()
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_one_of_both_models_is_whole_whenever_a_save_is_killed(model, saved, tmp_path, monkeypatch, empty):
+    other = small_model(lambda labels: labels == "checks")
+    if empty:
+        saved = tmp_path / "empty"
+        saved.mkdir()
+    states = []
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def call(*arguments):
+            states.append(shutil.copytree(saved, tmp_path / "states" / str(len(states))))
+            function(*arguments)
+            states.append(shutil.copytree(saved, tmp_path / "states" / str(len(states))))
+
+        monkeypatch.setattr(owner, name, call)
+
+    watch(os, "fsync")
+    watch(Path, "replace")
+    other.save(saved)
+    monkeypatch.undo()
+    found = []
+    for state in states:
+        try:
+            found.append(DeepFisherNetwork.load(state).classes_.tolist())
+        except ModelFolderError:
+            found.append(None)
+        # Another save cleans up.
+        model.save(state)
+        assert sorted(os.listdir(state)) == ["config.json", "weights.safetensors"]
+        assert DeepFisherNetwork.load(state).classes_.tolist() == model.classes_.tolist()
+    old, new = None if empty else model.classes_.tolist(), other.classes_.tolist()
+    assert found == [old] * 5 + [new] * 3
+
+
+def test_the_folder_itself_stays(model, saved, monkeypatch):
+    # It may be a mount point, or somebody's working directory.
+    before = saved.stat().st_ino
+    monkeypatch.chdir(saved)
+    for _ in range(2):
+        model.save(".")
+        assert sorted(os.listdir()) == ["config.json", "weights.safetensors"]
+    assert saved.stat().st_ino == before
+    assert DeepFisherNetwork.load(".").classes_.tolist() == model.classes_.tolist()
 
 
 def test_interrupted_save_leaves_nothing(model, tmp_path, monkeypatch):
@@ -183,7 +233,7 @@ def test_damaged_folders(saved):
     (saved / "config.json").write_text(config[:-9])
     refuses("config.json is not JSON")
     (saved / "config.json").unlink()
-    refuses("cannot read config.json")
+    refuses("is no model folder: cannot read config.json")
     with pytest.raises(ModelFolderError, match="there is no such folder"):
         DeepFisherNetwork.load(saved / "nowhere")
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 HELP: Final = """Show where in images the evidence for a class lies.
 
 Writes one PNG an image: grey, with red where it speaks for the class and blue where it speaks against it. The values
-of all pixels and a constant of the class add up to its score. Needs the extra "report".
+of all pixels, for and against, and the constant of the class add up to its score, as the table shows.
+photo.jpg gives photo-evidence.png; the picture of a former call is replaced. Needs the extra "report".
 
 \b
 Examples:
@@ -37,10 +38,15 @@ def evidence(
     """
     from fisherlayers.cli.image_inputs import read_images
     from fisherlayers.cli.output import show_table
+    from fisherlayers.files import write_file
     from fisherlayers.fisher_vectors import DeepFisherNetwork
     from fisherlayers.report import evidence_overlay, png_bytes
 
     network = DeepFisherNetwork.load(model)
+    # Of two classes there is one constant, the second's.
+    constants = network.intercept_.tolist()
+    constants = [-constants[0], *constants] if len(constants) == 1 else constants
+    constant_of = dict(zip(network.classes_.tolist(), constants, strict=True))
     network.network_.check_mean_pooling("an evidence map")
     known = {str(name): name for name in network.classes_.tolist()}
     if label is not None and label not in known:
@@ -48,25 +54,28 @@ def evidence(
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder; {output} is a file")
     reading = read_images(images)
-    rows = []
+    rows: list[list[str]] = []
+    taken: set[Path] = set()
     output.mkdir(parents=True, exist_ok=True)
     for position, image in zip(reading.kept, reading.images, strict=True):
         name = network.predict([image])[0] if label is None else known[label]
         (found,) = network.evidence([image], name)
-        place = _free(output / f"{images[position].stem}-evidence.png")
-        place.write_bytes(png_bytes(evidence_overlay(_pixels(image), found)))
-        for_it, against = float(found[found > 0].sum()), float(found[found < 0].sum())
-        rows.append([str(images[position]), str(name), f"{for_it:+.3f}", f"{against:+.3f}", str(place)])
+        place = _free(output / f"{images[position].stem}-evidence.png", taken)
+        taken.add(place)
+        write_file(place, png_bytes(evidence_overlay(_pixels(image), found)))
+        parts = (float(found[found > 0].sum()), float(found[found < 0].sum()), constant_of[name])
+        values = [f"{value:+.3f}" for value in (*parts, sum(parts))]
+        rows.append([str(images[position]), str(name), *values, str(place)])
     if rows:
-        show_table(["image", "class", "for", "against", "picture"], rows)
+        show_table(["image", "class", "for", "against", "constant", "score", "picture"], rows)
     if reading.problems:
         raise UserError("\n  ".join([f"unreadable images: {len(reading.problems)}", *reading.problems]))
 
 
-def _free(path: Path) -> Path:
+def _free(path: Path, taken: set[Path]) -> Path:
     # Images of one name from several folders.
     number, candidate = 1, path
-    while candidate.exists():
+    while candidate in taken:
         number += 1
         candidate = path.with_stem(f"{path.stem}-{number}")
     return candidate

@@ -43,8 +43,8 @@ class Labelled(NamedTuple):
 
 
 def list_images(source: Path, *, min_classes: int) -> ImageSet:
-    """Return the labelled files of a folder or a ``.csv`` table, with its notes on the error stream."""
-    tabular = source.suffix.lower() == ".csv" and not source.is_dir()
+    """Return the labelled files of a folder or a table, with its notes on the error stream."""
+    tabular = source.is_file() or (source.suffix.lower() == ".csv" and not source.is_dir())
     images = (load_table if tabular else load_folder)(source, min_classes=min_classes)
     for note in images.notes:
         typer.echo(f"note: {note}", err=True)

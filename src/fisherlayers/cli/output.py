@@ -1,6 +1,5 @@
 """The output place is tried before the work starts, so that no work is lost; and tables for people."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fisherlayers.cli.errors import UserError
+from fisherlayers.model_files import check_place
 
 _PROBE: Final = b"\0" * 2**20
 _FILE_WIDTH: Final = 1000  # columns of a table that goes to a file or a pipe: nothing is folded
@@ -28,11 +28,13 @@ def check_model_place(folder: Path, source: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another name for the model")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_model(folder):
-        raise UserError(f"{folder} exists and is no model of fisherlayers: it is not overwritten, choose another name")
     if source.is_dir() and source.resolve() in folder.resolve().parents:
         raise UserError(f"{folder} lies inside {source}, where every folder is a class: choose a place outside")
-    check_writable(folder.absolute().parent)
+    try:
+        check_place(folder)
+    except FileExistsError as error:
+        raise UserError(f"{error}, choose another name") from error
+    check_writable(folder if folder.is_dir() else folder.absolute().parent)
 
 
 def check_file(path: Path) -> None:
@@ -85,11 +87,3 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     console.print(table)
-
-
-def _is_model(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("format") == "fisherlayers"

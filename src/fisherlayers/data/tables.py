@@ -14,7 +14,8 @@ _MISSING = {"", "nan", "none", "null", "na", "n/a"}
 def load_table(table: str | Path, *, min_classes: int = 2) -> ImageSet:
     """List the images of a CSV table, without reading them.
 
-    The first row may be a heading (``path,label``). Relative paths start at the table's folder.
+    The first row may be a heading (``path,label``, or ``label,path`` for columns in that order). Relative paths start
+    at the table's folder.
 
     Args:
         table: the file, UTF-8, separated by commas.
@@ -34,7 +35,12 @@ def load_table(table: str | Path, *, min_classes: int = 2) -> ImageSet:
     for line, name, label in rows:
         path = table.parent / name
         if not path.is_file():
-            raise ValueError(f"{table}, line {line}: there is no file {path} (relative paths start at {table.parent})")
+            hint = f"relative paths start at {table.parent}"
+            if (table.parent / label).is_file():
+                hint = f"but there is {label}: the first column must be the path, the second the label"
+            elif line == rows[0][0]:
+                hint += "; a heading must be path,label"
+            raise ValueError(f"{table}, line {line}: there is no file {path} ({hint})")
         if label.lower() in _MISSING:
             raise ValueError(f"{table}, line {line}: the label of {name} is missing (got {label!r})")
         known, known_line = first_seen.setdefault(path, (label, line))
@@ -63,11 +69,17 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
         raise ValueError(f"there is no table {table}: expected a CSV file with the columns path,label") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table} is not a CSV file in UTF-8: {error}") from error
-    if rows and rows[0][1][0].lower() in _PATH_HEADINGS:
+    heading = [cell.lower() for cell in rows[0][1]] if rows else []
+    label_first = len(heading) == 2 and heading[0] not in _PATH_HEADINGS and heading[1] in _PATH_HEADINGS
+    if label_first or (heading and heading[0] in _PATH_HEADINGS):
         del rows[0]
     if not rows:
         raise ValueError(f"{table} is empty: expected rows such as images/1.jpg,cat")
     for line, cells in rows:
         if len(cells) != 2:
-            raise ValueError(f"{table}, line {line}: expected two columns, path,label; got {len(cells)}: {cells}")
-    return [(line, name, label) for line, (name, label) in rows]
+            raise ValueError(
+                f"{table}, line {line}: expected two columns with a comma between, path,label; "
+                f"got {len(cells)}: {cells}"
+            )
+    in_order = [(line, cells[::-1] if label_first else cells) for line, cells in rows]
+    return [(line, name, label) for line, (name, label) in in_order]

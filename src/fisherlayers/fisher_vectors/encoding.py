@@ -31,6 +31,7 @@ __all__ = [
     "closed_form_information",
     "closed_form_root",
     "empirical_information",
+    "entry_names",
     "fisher_vectors",
     "mixture_score",
 ]
@@ -138,6 +139,15 @@ def _blocks_of_images(images: Tensor) -> list[slice]:
     return [slice(start, start + at_once) for start in range(0, max(1, len(images)), at_once)]
 
 
+def _blocks_of_rows(images: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    if torch.compiler.is_dynamo_compiling() or isinstance(images.shape[1], torch.SymInt):
+        # A loop over blocks would bind the graph to one number of descriptors.
+        return [(images, mask)]
+    blocks = torch.split(images, _BLOCK, dim=1)
+    counted = [None] * len(blocks) if mask is None else torch.split(mask, _BLOCK, dim=1)
+    return list(zip(blocks, counted, strict=True))
+
+
 def _score(mixture: DiagonalMixture, center: Tensor, moments: Tensor) -> Tensor:
     """Return the mean score from mean moments about the centre, (B, K, 1 + 2 D) -> (B, 2 K D)."""
     mass, first, second = torch.split(moments, [1, mixture.num_features, mixture.num_features], dim=-1)
@@ -160,9 +170,9 @@ def _mean_moments(
     moments = images.new_zeros(images.shape[0], components, width)
     if mask is not None:
         images = torch.where(mask.unsqueeze(-1), images, 0.0)
-    for start in range(0, images.shape[1], _BLOCK):
+    for rows, counted in _blocks_of_rows(images, mask):
         # The same [x, x^2] enters both products.
-        powers = joint.powers(images[:, start : start + _BLOCK])
+        powers = joint.powers(rows)
         shares = joint(powers)
         if assignment == "hard":
             winner = shares.argmax(dim=-1, keepdim=True)
@@ -172,12 +182,29 @@ def _mean_moments(
             if threshold > 0:
                 # In place where autograd does not need the posteriors: their memory traffic is what costs.
                 shares = torch.nn.functional.threshold(shares, threshold, 0.0, inplace=not shares.requires_grad)
-        if mask is not None:
-            shares = shares * mask[:, start : start + _BLOCK, None]
+        if counted is not None:
+            shares = shares * counted.unsqueeze(-1)
         mass = mass + shares.sum(dim=1)
         moments = torch.baddbmm(moments, shares.mT, powers)
     total = torch.cat([mass.unsqueeze(-1), moments], dim=-1)
     return total / (images.shape[1] if mask is None else mask.sum(dim=1).clamp_min(1)[:, None, None])
+
+
+def entry_names(mixture: DiagonalMixture) -> list[str]:
+    """Name the entries of a Fisher vector, such as ``mean_k3_d7`` and ``deviation_k0_d2``.
+
+    Args:
+        mixture: K components over D features.
+
+    Returns:
+        2 K D names.
+    """
+    return [
+        f"{moment}_k{component}_d{dimension}"
+        for moment in ("mean", "deviation")
+        for component in range(mixture.num_components)
+        for dimension in range(mixture.num_features)
+    ]
 
 
 def closed_form_information(mixture: DiagonalMixture) -> DiagonalInformation:

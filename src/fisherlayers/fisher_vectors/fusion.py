@@ -14,9 +14,10 @@ from typing import Any, Self
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import ClassifierMixin, clone
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fisherlayers.fisher_vectors.calibration import fit_temperature
@@ -54,8 +55,10 @@ def fusion_weights(scores: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarr
     return np.asarray(found.x)
 
 
-class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LateFusion(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     """Several image classifiers as one, by a weighted sum of their calibrated scores.
+
+    Parameters of a member are set by its name, as in a pipeline: ``set_params(fisher__C=3.0)``.
 
     Args:
         members: (name, classifier) pairs: a `DeepFisherNetwork`, a `ModuleClassifier`, a pipeline of `ModuleFeatures`
@@ -82,6 +85,29 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cv = cv
         self.random_state = random_state
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters.
+
+        Args:
+            deep: Whether the members, by their names, and their parameters are among them.
+
+        Returns:
+            Name -> value.
+        """
+        return dict(self._get_params("members", deep=deep))
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, members, or parameters of members.
+
+        Args:
+            **params: By the names of `get_params`.
+
+        Returns:
+            Itself.
+        """
+        self._set_params("members", **params)
+        return self
+
     def fit(self, images: Any, y: Any) -> Self:
         """Fit the members, and the weights on scores of images that they had not seen.
 
@@ -93,8 +119,8 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Itself.
 
         Raises:
-            ValueError: If ``members`` are fewer than two or their names not distinct, ``cv`` has no meaning, ``y`` is
-                not one label an image, or the members do not know the same classes.
+            ValueError: If ``members`` are fewer than two or their names not distinct or of no use, ``cv`` has no
+                meaning, ``y`` is not one label an image, or the members do not know the same classes.
         """
         pairs = [tuple(member) if isinstance(member, Sequence) else (member,) for member in self.members]
         if not all(len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
@@ -102,6 +128,7 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = [name for name, _ in pairs]
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"members must be at least two (name, classifier) pairs of distinct names, got {names}")
+        self._validate_names(names)
         if self.cv != "prefit" and not (isinstance(self.cv, Integral) and self.cv >= 2):
             raise ValueError(f"cv must be at least 2 folds, or 'prefit', got {self.cv!r}")
         images = by_position(images)
@@ -201,7 +228,7 @@ class LateFusion(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _scores(member: Any, images: Any, classes: np.ndarray, name: str) -> np.ndarray:
     if sorted(map(str, member.classes_)) != sorted(map(str, classes)):
         raise ValueError(f"member {name!r} knows the classes {list(member.classes_)}, expected {list(classes)}")
-    scores = np.asarray(member.decision_function(images))
+    scores = np.asarray(member.decision_function(images), dtype=np.float64)
     columns = two_columns(scores.reshape(len(scores), -1))
     return columns[:, _places(np.asarray(member.classes_), classes)]
 

@@ -7,7 +7,6 @@ a card. huggingface_hub's own mixin does the work, on a carrier beside the estim
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -15,12 +14,13 @@ from typing import Any, Self
 import numpy as np
 
 from fisherlayers.fisher_vectors.network import FisherNetwork
-from fisherlayers.fisher_vectors.persistence import check_place
+from fisherlayers.fisher_vectors.persistence import write_folder
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["HubMethods", "model_card"]
 
 _FILES = ["config.json", "weights.safetensors"]
+_CARD = "README.md"
 _MOST_CLASSES = 50
 
 
@@ -30,6 +30,7 @@ class HubMethods:
     classes_: np.ndarray
     settings_: NetworkSettings
     network_: FisherNetwork
+    _contents: Any
 
     def save_pretrained(
         self,
@@ -37,6 +38,7 @@ class HubMethods:
         *,
         repo_id: str | None = None,
         push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_options: Any,
     ) -> str | None:
         """Write the fitted classifier and a model card to a folder, and perhaps to the hub.
@@ -45,17 +47,23 @@ class HubMethods:
             save_directory: Made if need be. A card that is there is kept; the files of another model are not
                 overwritten (FileExistsError).
             repo_id: Of the hub, such as ``"name/model"``; the folder's name if None.
-            push_to_hub: Whether the folder is uploaded.
+            push_to_hub: Whether the model is uploaded.
+            model_card_kwargs: Of `model_card`.
             **push_to_hub_options: As for `push_to_hub`.
 
         Returns:
             The address of the upload, or None without one.
         """
-        if any((Path(save_directory) / name).exists() for name in _FILES):
-            check_place(save_directory)
-        carrier = _carrier_class()(self)
-        return carrier.save_pretrained(
-            Path(save_directory), repo_id=repo_id, push_to_hub=push_to_hub, **push_to_hub_options
+        carrier, folder = _carrier_class()(self), Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not by the mixin, which begins by removing the config of the model that is there.
+        write_folder(folder, *self._contents(), beside_others=True)
+        if not (folder / _CARD).exists():
+            carrier.generate_model_card(**(model_card_kwargs or {})).save(folder / _CARD)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(
+            folder.name if repo_id is None else repo_id, model_card_kwargs=model_card_kwargs, **push_to_hub_options
         )
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -146,10 +154,7 @@ def _carrier_class() -> Any:
             self.model = model
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as folder:
-                self.model.save(Path(folder) / "model")
-                for file in _FILES:
-                    (Path(folder) / "model" / file).replace(save_directory / file)
+            self.model.save(save_directory)
 
         @classmethod
         def _from_pretrained(

@@ -7,7 +7,7 @@ mixture and empirical information are learned here, and see no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,9 +18,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from fisherlayers.fisher_vectors.descriptors import DescriptorGrid, grid_positions
+from fisherlayers.fisher_vectors.encoding import entry_names
 from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.images import Batch, ImageList
-from fisherlayers.fisher_vectors.module_members import check_channels, resampled, standardised, with_channels
+from fisherlayers.fisher_vectors.module_pixels import check_pixels, check_size, resampled, standardised, with_channels
 from fisherlayers.fisher_vectors.pca import fit_pca
 from fisherlayers.fisher_vectors.stage import FisherStage, reduce_descriptors
 
@@ -36,7 +37,7 @@ class ModuleFisherVectors(TransformerMixin, BaseEstimator):  # type: ignore[misc
 
     Args:
         module: Images (B, channels, H, W) to maps (B, F, h, w), such as a network without its pooling and classifier.
-        sizes: (H, W) to which images are resampled, one or more; the positions of all sizes are pooled together.
+        sizes: (H, W) to which images are resampled, one or a sequence; the positions of all sizes are pooled together.
         components: K of the mixture.
         dimensions: Of the positions' features after PCA, at most F.
         position_weight: Factor of the coordinates (x, y) in [-0.5, 0.5] that are appended; 0 leaves them out.
@@ -62,7 +63,7 @@ class ModuleFisherVectors(TransformerMixin, BaseEstimator):  # type: ignore[misc
     def __init__(
         self,
         module: nn.Module,
-        sizes: Sequence[tuple[int, int]],
+        sizes: tuple[int, int] | Sequence[tuple[int, int]],
         *,
         components: int = 64,
         dimensions: int = 64,
@@ -162,6 +163,18 @@ class ModuleFisherVectors(TransformerMixin, BaseEstimator):  # type: ignore[misc
             rows[list(indices)] = stage.encode(stage.prepare(self._scaled(grids))).cpu().numpy()
         return rows
 
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Name the encodings' entries, such as ``mean_k3_d7`` and ``deviation_k0_d2``.
+
+        Args:
+            input_features: Not used; images have no feature names.
+
+        Returns:
+            (`n_features_out_`,), strings.
+        """
+        check_is_fitted(self)
+        return np.array(entry_names(self.stage_.mixture), dtype=object)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
@@ -170,16 +183,22 @@ class ModuleFisherVectors(TransformerMixin, BaseEstimator):  # type: ignore[misc
         return tags
 
     def _check(self) -> None:
-        if not self.sizes or any(len(size) != 2 or min(size) < 1 for size in self.sizes):
-            raise ValueError(f"sizes must hold at least one (H, W) of 1 or more pixels, got {self.sizes}")
+        for size in self._all_sizes():
+            check_size("sizes", size)
         for name in ("components", "dimensions", "batch_size", "training_images", "training_descriptors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_channels(self.channels, self.std)
+        check_pixels(self.channels, self.mean, self.std)
         if self.position_weight < 0:
             raise ValueError(f"position_weight must be at least 0, got {self.position_weight}")
         if self.information not in {"images", "closed-form"}:
             raise ValueError(f"information must be 'images' or 'closed-form', got {self.information!r}")
+
+    def _all_sizes(self) -> list[Any]:
+        sizes = list(self.sizes) if isinstance(self.sizes, Iterable) else []
+        if not sizes:
+            raise ValueError(f"sizes must hold at least one (H, W), got {self.sizes!r}")
+        return sizes if isinstance(sizes[0], Iterable) else [tuple(sizes)]
 
     def _scaled(self, grids: list[DescriptorGrid]) -> list[DescriptorGrid]:
         return [grid._replace(descriptors=grid.descriptors / self.scale_) for grid in grids]
@@ -201,7 +220,7 @@ class ModuleFisherVectors(TransformerMixin, BaseEstimator):  # type: ignore[misc
     @torch.inference_mode()
     def _grids(self, pixels: Tensor) -> list[DescriptorGrid]:
         grids = []
-        for size in self.sizes:
+        for size in self._all_sizes():
             image = resampled(pixels, size)
             views = (image, image.flip(3)) if self.mirror else (image,)
             grids += [_grid(self.module(view), len(view)) for view in views]

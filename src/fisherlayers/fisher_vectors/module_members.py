@@ -8,10 +8,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from fisherlayers.fisher_vectors.images import ImageList
+from fisherlayers.fisher_vectors.images import ImageList, by_position
+from fisherlayers.fisher_vectors.module_pixels import (
+    check_pixels,
+    check_size,
+    resampled,
+    standardised,
+    with_channels,
+)
 
 __all__ = ["ModuleClassifier", "ModuleFeatures", "module_outputs"]
 
@@ -46,7 +53,8 @@ def module_outputs(
     Raises:
         ValueError: If an argument lies outside its range or the outputs are of another shape.
     """
-    check_channels(channels, std)
+    check_pixels(channels, mean, std)
+    check_size("size", size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 image, got {batch_size}")
     listed = ImageList(images)
@@ -69,40 +77,6 @@ def module_outputs(
         module.train(was_training)
     assert rows is not None
     return rows
-
-
-def check_channels(channels: int, std: float | Sequence[float]) -> None:
-    """Refuse what no network takes.
-
-    Args:
-        channels: As for `module_outputs`.
-        std: As for `module_outputs`.
-
-    Raises:
-        ValueError: If ``channels`` is neither 1 nor 3, or a standard deviation is not positive.
-    """
-    if channels not in {1, 3}:
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
-    if not bool((torch.as_tensor(std, dtype=torch.float32) > 0).all()):
-        raise ValueError(f"std must be positive, got {std}")
-
-
-def with_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Return images (B, C, H, W) with the channels that a network takes: `channels` of `module_outputs`."""
-    return pixels.expand(-1, 3, -1, -1) if channels == 3 else pixels.mean(dim=1, keepdim=True)
-
-
-def resampled(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Return images (B, C, h, w) resampled to (B, C, *size); None leaves them."""
-    if size is None or tuple(pixels.shape[2:]) == tuple(size):
-        return pixels
-    return interpolate(pixels, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
-
-
-def standardised(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Return (x - mean) / std of pixels (B, C, H, W), channel by channel."""
-    shift, scale = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
-    return (pixels - shift) / scale
 
 
 def _batches(
@@ -147,6 +121,9 @@ class ModuleFeatures(TransformerMixin, _ModuleEstimator):  # type: ignore[misc]
         batch_size: As for `module_outputs`.
         device: As for `module_outputs`.
         l2: Whether every row is divided by its L2 norm.
+
+    Attributes:
+        n_features_out_: F, known after `fit`, which `transform` does not need.
     """
 
     def __init__(
@@ -171,16 +148,29 @@ class ModuleFeatures(TransformerMixin, _ModuleEstimator):  # type: ignore[misc]
         self.l2 = l2
 
     def fit(self, images: Any, y: Any = None) -> Self:
-        """Do nothing: the module is trained already.
+        """Count the features of the first image; the module is trained already.
 
         Args:
-            images: Ignored.
+            images: As for `DeepFisherNetwork.fit`.
             y: Ignored.
 
         Returns:
             Itself.
         """
+        self.n_features_out_ = self._outputs(by_position(images)[:1]).shape[1]
         return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Name the features, ``feature0`` and so on.
+
+        Args:
+            input_features: Not used; images have no feature names.
+
+        Returns:
+            (F,), strings.
+        """
+        check_is_fitted(self, "n_features_out_")
+        return np.array([f"feature{index}" for index in range(self.n_features_out_)], dtype=object)
 
     def transform(self, images: Any) -> np.ndarray:
         """Compute features.

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 from fisherlayers.fisher_vectors.stage import FisherStage
+from fisherlayers.model_files import CONFIG, FORMAT, WEIGHTS, check_place, staged_weights, write_model_files
 
 __all__ = [
     "ModelFolderError",
-    "check_place",
     "network_from_tensors",
     "network_tensors",
     "read_folder",
@@ -36,9 +36,6 @@ __all__ = [
     "write_folder",
 ]
 
-_CONFIG = "config.json"
-_WEIGHTS = "weights.safetensors"
-_FORMAT = "fisherlayers"
 _VERSION = 1
 
 
@@ -46,57 +43,46 @@ class ModelFolderError(ValueError):
     """A folder that is no model of this library, or a damaged one; the message says what is wrong with it."""
 
 
-def write_folder(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_folder(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    beside_others: bool = False,
+) -> None:
     """Write a model folder, replacing a former one only once the new one is complete.
 
     Args:
-        folder: Where; its parent must exist. A folder that exists must hold a model; other files beside it, such as a
-            model card, stay.
+        folder: Where; its parent must exist. A folder that exists must be empty or hold a model; other files beside it,
+            such as a model card, stay.
         config: What JSON can hold.
         tensors: Name -> tensor.
+        beside_others: As for `check_place`.
 
     Raises:
         OSError: If it cannot be written, for example because the disk is full, or ``folder`` exists and is no model
             folder (FileExistsError); nothing is left behind, and a former model is untouched.
     """
     target = Path(folder).resolve()  # a link stays one
-    check_place(target)
+    check_place(target, beside_others=beside_others)
     weights = tensor_bytes({name: tensor.contiguous() for name, tensor in tensors.items()})
-    seal = {"format": _FORMAT, "version": _VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    seal = {"format": FORMAT, "version": _VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     record = {**config, **seal}
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     staging: Path | None = None
     try:
-        staging = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
-        staging.chmod(0o755)
-        _write(staging / _WEIGHTS, weights)
-        _write(staging / _CONFIG, text.encode())
-        _replace(staging, target)
+        if target.exists():
+            write_model_files(target, weights, text.encode())
+        else:
+            staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+            staging.mkdir()
+            write_model_files(staging, weights, text.encode())
+            staging.rename(target)
     except OSError as error:
         raise OSError(error.errno, f"cannot save the model to {target}: {error.strerror or error}") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_place(folder: str | os.PathLike[str]) -> None:
-    """Refuse a place that holds anything but a model of this library.
-
-    Args:
-        folder: Where a model is to be written.
-
-    Raises:
-        FileExistsError: If it exists, and is neither an empty folder nor such a model.
-    """
-    target = Path(folder)
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    try:
-        ours = json.loads((target / _CONFIG).read_bytes()).get("format") == _FORMAT
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{target} exists and is no model folder of fisherlayers: it will not be replaced")
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,28 +100,29 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     source = Path(folder)
     if not source.is_dir():
         raise ModelFolderError(f"{source} is no model folder: there is no such folder")
-    parts = {}
-    for name in (_CONFIG, _WEIGHTS):
-        try:
-            parts[name] = (source / name).read_bytes()
-        except OSError as error:
-            raise ModelFolderError(f"{source} is no model folder: cannot read {name}: {error.strerror}") from error
+    text = _read(source / CONFIG)
     try:
-        config = json.loads(parts[_CONFIG])
+        config = json.loads(text)
     except ValueError as error:
-        raise ModelFolderError(f"{source} is damaged: {_CONFIG} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise ModelFolderError(f"{source} is no model folder: {_CONFIG} is not of format {_FORMAT!r}")
+        raise ModelFolderError(f"{source} is damaged: {CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ModelFolderError(f"{source} is no model folder: {CONFIG} is not of format {FORMAT!r}")
     if config.get("version") != _VERSION:
         raise ModelFolderError(
             f"{source} has version {config.get('version')!r}, this release reads {_VERSION}: use the one that wrote it"
         )
-    if hashlib.sha256(parts[_WEIGHTS]).hexdigest() != config.get("weights_sha256"):
-        raise ModelFolderError(f"{source} is damaged: {_WEIGHTS} does not match its checksum in {_CONFIG}")
+    checksum = config.get("weights_sha256")
+    for weights in staged_weights(source):
+        if hashlib.sha256(weights).hexdigest() == checksum:
+            break
+    else:
+        weights = _read(source / WEIGHTS)
+    if hashlib.sha256(weights).hexdigest() != checksum:
+        raise ModelFolderError(f"{source} is damaged: {WEIGHTS} does not match its checksum in {CONFIG}")
     try:
-        tensors = load_tensors(parts[_WEIGHTS])
+        tensors = load_tensors(weights)
     except SafetensorError as error:
-        raise ModelFolderError(f"{source} is damaged: cannot read {_WEIGHTS}: {error}") from error
+        raise ModelFolderError(f"{source} is damaged: cannot read {WEIGHTS}: {error}") from error
     return config, tensors
 
 
@@ -154,7 +141,7 @@ def take(tensors: dict[str, Tensor], name: str, *shape: int | None) -> Tensor:
         ModelFolderError: If it is missing, of another shape, or not finite.
     """
     if name not in tensors:
-        raise ModelFolderError(f"the model is damaged: {_WEIGHTS} has no tensor {name!r}")
+        raise ModelFolderError(f"the model is damaged: {WEIGHTS} has no tensor {name!r}")
     tensor = tensors.pop(name)
     fits = tensor.ndim == len(shape) and all(
         size in {None, found} for size, found in zip(shape, tensor.shape, strict=True)
@@ -242,30 +229,9 @@ def network_from_tensors(
     return FisherNetwork(settings, stages, projections, color, patches)
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(staging: Path, target: Path) -> None:
-    # An older folder comes back if the new one cannot take its place.
-    if not target.exists():
-        staging.rename(target)
-        return
-    former = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+def _read(path: Path) -> bytes:
     try:
-        target.replace(former)
-    except OSError:
-        former.rmdir()
-        raise
-    try:
-        staging.rename(target)
-    except OSError:
-        former.replace(target)
-        raise
-    for entry in list(former.iterdir()):
-        if entry.name not in {_CONFIG, _WEIGHTS}:
-            entry.rename(target / entry.name)
-    shutil.rmtree(former, ignore_errors=True)
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{path.parent} is no model folder: cannot read {path.name}: {error.strerror}"
+        raise ModelFolderError(message) from error

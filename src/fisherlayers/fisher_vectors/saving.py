@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.persistence import (
@@ -47,9 +48,13 @@ class Saving:
         """Write the fitted classifier to a folder: config.json and weights.safetensors, all or nothing.
 
         Args:
-            folder: Created; a model that is there is replaced once the new one is complete, other files beside it stay.
-                A folder with anything but a model is left alone (FileExistsError).
+            folder: Created; a model that is there is replaced once the new one is complete, the folder itself and other
+                files in it stay. A folder with anything but a model is left alone (FileExistsError).
         """
+        write_folder(folder, *self._contents())
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        # What `write_folder` writes.
         check_is_fitted(self)
         # Folders and devices are this machine's.
         parameters = {name: _plain(value) for name, value in self.get_params().items()}
@@ -67,7 +72,7 @@ class Saving:
         }
         tensors = network_tensors(self.network_)
         tensors |= {"svm.coef": torch.as_tensor(self.coef_), "svm.intercept": torch.as_tensor(self.intercept_)}
-        write_folder(folder, config, tensors)
+        return config, tensors
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from fisherlayers.fisher_vectors.encoding import entry_names
 from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.image_encodings import encode_images
 from fisherlayers.fisher_vectors.images import ImageList, warn_empty
@@ -139,13 +140,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         """
         check_is_fitted(self)
         return np.array(
-            [
-                f"{name}_{moment}_k{component}_d{dimension}"
-                for name, stage in _named_stages(self.network_)
-                for moment in ("mean", "deviation")
-                for component in range(stage.mixture.num_components)
-                for dimension in range(stage.mixture.num_features)
-            ],
+            [f"{name}_{entry}" for name, stage in _named_stages(self.network_) for entry in entry_names(stage.mixture)],
             dtype=object,
         )
 

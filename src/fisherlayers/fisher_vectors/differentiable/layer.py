@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
+from fisherlayers.fisher_vectors.differentiable.precision import full_precision
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
 from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
@@ -79,8 +80,11 @@ class FisherVectorLayer(nn.Module):
             raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
         if not position_weight >= 0:
             raise ValueError(f"position_weight must be at least 0, got {position_weight}")
-        self.power, self.normalize = power, normalize
-        self.position_weight, self.threshold = position_weight, threshold
+        # A compiler may take floats of a module for variables. Whether there are positions is none, and inductor has no
+        # gradient for an exponent that is one: two whole numbers are constants.
+        self._power = float(power).as_integer_ratio()
+        self._has_positions = bool(position_weight)
+        self.normalize, self.position_weight, self.threshold = normalize, position_weight, threshold
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = (num_components, num_features)
         self.mixture = TrainableMixture(
@@ -137,6 +141,12 @@ class FisherVectorLayer(nn.Module):
         return cls.from_mixture(fit_mixture(rows, num_components, seed=seed), **options)
 
     @property
+    def power(self) -> float:
+        """Exponent of the signed power."""
+        numerator, denominator = self._power
+        return numerator / denominator
+
+    @property
     def num_outputs(self) -> int:
         """2 K D, the length of an encoding."""
         return 2 * self.mixture.means.numel()
@@ -163,21 +173,19 @@ class FisherVectorLayer(nn.Module):
                 raise ValueError(f"mask must have shape (B, {height}, {width}), as the maps; got {tuple(mask.shape)}")
             descriptors = descriptors.flatten(2).mT
             mask = None if mask is None else mask.flatten(1)
-            if self.position_weight and positions is None:
+            if self._has_positions and positions is None:
                 positions = _cell_centres(height, width, descriptors)
         elif descriptors.ndim != 3:
             raise ValueError(
                 f"descriptors must be sets (B, N, C) or maps (B, C, H, W), got shape {tuple(descriptors.shape)}"
             )
-        if (positions is not None) != bool(self.position_weight):
+        if (positions is not None) != self._has_positions:
             raise ValueError(
                 f"the layer has position_weight {self.position_weight}: "
-                + ("give positions (N, 2) or (B, N, 2)" if self.position_weight else "it takes no positions")
+                + ("give positions (N, 2) or (B, N, 2)" if self._has_positions else "it takes no positions")
             )
-        if descriptors.is_floating_point() and torch.is_autocast_enabled(descriptors.device.type):
-            with torch.autocast(descriptors.device.type, enabled=False):
-                return self._encode(descriptors, positions, mask)
-        return self._encode(descriptors, positions, mask)
+        with full_precision(descriptors):
+            return self._encode(descriptors, positions, mask)
 
     def extra_repr(self) -> str:
         """Return the sizes and options, for `repr`."""

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate, pad
 
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
+from fisherlayers.fisher_vectors.differentiable.precision import full_precision
 from fisherlayers.fisher_vectors.encoding import append_positions
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.normalization import l2_normalize
@@ -21,6 +22,8 @@ from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.stage import FisherStage
 
 __all__ = ["FisherNetworkModule"]
+
+_PRECISIONS = {torch.float32, torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,10 @@ class FisherNetworkModule(nn.Module):
         intercept: b, (C,) or (1,).
         temperature: Factor of the scores whose softmax are the class probabilities; the loss to fine-tune is the
             cross-entropy of ``temperature * scores``.
-        dtype: Of parameters and arithmetic.
+        dtype: Of parameters and arithmetic, also under autocast: torch.float32 or torch.float64.
+
+    Raises:
+        ValueError: If ``dtype`` is another.
 
     Attributes:
         stages: PCA (``reduction``) and mixture of each layer.
@@ -101,6 +107,8 @@ class FisherNetworkModule(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         network.check_mean_pooling("a module")
+        if dtype not in _PRECISIONS:
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         super().__init__()
         self._fitted = network
         self.stages = nn.ModuleList(_StageModule(stage, dtype) for stage in network.stages)
@@ -119,7 +127,9 @@ class FisherNetworkModule(nn.Module):
         Returns:
             (B, C) as `DeepFisherNetwork.decision_function`, or (B,) for two classes.
         """
-        scores: Tensor = self.classifier(self.encode(images))
+        encodings = self.encode(images)
+        with full_precision(encodings):
+            scores: Tensor = self.classifier(encodings)
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def encode(self, images: Tensor) -> Tensor:
@@ -131,7 +141,8 @@ class FisherNetworkModule(nn.Module):
         Returns:
             (B, features).
         """
-        return self.live().encode(self.prepare(images))
+        with full_precision(images):
+            return self.live().encode(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resample images as the estimator does.
@@ -141,14 +152,19 @@ class FisherNetworkModule(nn.Module):
 
         Returns:
             (B, C, H', W') in [0, 1], enlarged, reduced and padded as the settings say.
+
+        Raises:
+            ValueError: If the module was converted to another dtype than it can work in.
         """
-        settings = self._fitted.settings
+        settings, dtype = self._fitted.settings, self.temperature.dtype
+        if dtype not in _PRECISIONS:
+            raise ValueError(f"the module works in torch.float32 or torch.float64 and was converted to {dtype}")
         if images.ndim == 3:
             images = images.unsqueeze(1)
         if settings.upsample > 1:
             images = interpolate(images, scale_factor=settings.upsample, mode="bilinear", align_corners=False)
         images = rescale_to_max_pixels(images, settings.max_pixels)
-        images = images.to(self.temperature.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        images = images.to(dtype) / (255 if images.dtype == torch.uint8 else 1)
         return pad(images, (settings.padding,) * 4, mode="replicate") if settings.padding else images
 
     def network(self) -> FisherNetwork:
