@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from fisherlayers.fisher_vectors import svm
+from fisherlayers.fisher_vectors import svm, svm_problems
 from fisherlayers.fisher_vectors.rows import as_rows
 from fisherlayers.fisher_vectors.svm import fit_svm, one_vs_rest, svm_path, svm_scores
 from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, gram_matrix
@@ -267,14 +267,14 @@ def test_the_start_on_a_sample_leaves_the_solution(monkeypatch):
     points, labels = problem(400, 10)
     targets = one_vs_rest(labels, 3)
     expected = fit_svm(points, targets, 1.0, tolerance=EXACT, solver="primal")
-    solved, solve = [], svm.minimize_squared_hinge
+    solved, solve = [], svm_problems.minimize_squared_hinge
 
     def record(space, *args, **options):
         solved.append(space.num_rows)
         return solve(space, *args, **options)
 
-    monkeypatch.setattr(svm, "minimize_squared_hinge", record)
-    monkeypatch.setattr(svm, "_SAMPLED_START", 20)
+    monkeypatch.setattr(svm_problems, "minimize_squared_hinge", record)
+    monkeypatch.setattr(svm_problems, "_SAMPLED_START", 20)
     sampled = fit_svm(points, targets, 1.0, tolerance=EXACT, solver="primal")
     assert solved == [7, 25, 100, 400]
     torch.testing.assert_close(sampled.weights, expected.weights, rtol=1e-5, atol=1e-6)

@@ -34,6 +34,7 @@ from fisherlayers.fisher_vectors.parallel import (
     single_torch_thread,
 )
 from fisherlayers.fisher_vectors.processes import Processes
+from fisherlayers.fisher_vectors.same_call import described_call
 from fisherlayers.fisher_vectors.saving import Saving
 from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.setting_values import as_whole_number, check_device
@@ -41,11 +42,6 @@ from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, res
 from fisherlayers.fisher_vectors.training import fit_network
 
 __all__ = ["DeepFisherNetwork"]
-
-# Processes that share a fit may differ in these: how each one runs it, and the seed, which the first one gives to all.
-_OF_ONE_PROCESS = frozenset({"n_jobs", "memory", "workspace", "device", "verbose", "random_state"})
-# Images that are compared between such processes before all are read.
-_COMPARED = 8
 
 
 class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -285,24 +281,11 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
             memory = None if self.memory is None else parse_bytes(self.memory)
             execution = Execution(self.n_jobs, report, memory, None, processes, self.device)
             if processes.size > 1:
-                processes.check_same(self._described_call(images, y))
+                processes.check_same(described_call(images, y, self.get_params(deep=False)))
             learned = self._learned(ImageList(images, each=execution.each), y, costs, execution)
         for name, value in learned.items():
             setattr(self, name, value)
         return self
-
-    def _described_call(self, images: Any, y: Any) -> dict[str, str]:
-        """Return what must be the same in all processes of a fit, by name."""
-        some = ImageList(images, each=lambda check, places: map(check, places[:: -(-len(places) // _COMPARED)]))
-        count = len(some.images)
-        classes, labels = check_labels(y, count)
-        labelled = hashlib.sha256(repr(classes.tolist()).encode() + labels.tobytes())
-        settings = {name: value for name, value in self.get_params(deep=False).items() if name not in _OF_ONE_PROCESS}
-        return {
-            "number of images": str(count),
-            "fingerprint of some images": some.fingerprint[:8],
-            "fingerprint of the labels": labelled.hexdigest()[:8],
-        } | {name: _described(value) for name, value in settings.items()}
 
     def _learned(self, images: ImageList, y: Any, costs: tuple[float, ...], execution: Execution) -> dict[str, Any]:
         """Return the attributes of the fitted classifier."""
@@ -445,13 +428,6 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
     def _settings(self, images: ImageList) -> NetworkSettings:
         overrides = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         return resolve_settings(self.preset, self.depth, images.typical_side, overrides)
-
-
-def _described(value: Any) -> str:
-    """Return a parameter as text that is the same for equal values."""
-    if isinstance(value, Mapping):
-        return str(sorted((str(key), str(entry)) for key, entry in value.items()))
-    return str(np.asarray(value, dtype=object).tolist())
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,7 @@
     minimise   1/2 |w|² + C sum_i max(0, 1 - y_i w·[x_i; bias])²
 
 `fit_svm` solves many such problems on the same rows at once, `svm_path` for several C. `svm_solver` has the method and
-its certificate, `linear_svm` the scikit-learn classifier on top.
-
-Rows in single precision are solved in it. Rounding of a Gram matrix moves the solution: the certificate comes from the
-rows, and where it says that something is missing, the next steps start from the rows' own scores, so that only the
-correction is rounded. What that cannot bring within the tolerance is finished in double precision, and from a Gram
-matrix, at last, on the rows.
+its certificate, `svm_problems` the precision it takes, `linear_svm` the scikit-learn classifier on top.
 """
 
 from __future__ import annotations
@@ -16,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.rows import Rows, as_rows, row_blocks
-from fisherlayers.fisher_vectors.svm_solver import Minimum, certify, minimize_squared_hinge
+from fisherlayers.fisher_vectors.svm_problems import SVMFit, SVMProblems, sampled_start, starting_costs
 from fisherlayers.fisher_vectors.svm_spaces import GramSpace, RowSpace, WeightSpace, rows_precision
 
 __all__ = ["SVMFit", "Solver", "fit_svm", "one_vs_rest", "svm_path", "svm_scores"]
@@ -34,35 +29,6 @@ Solver = Literal["auto", "gram", "primal"]
 # A Gram matrix takes n^2 F operations, its solutions next to none; with more rows than this products with the rows are
 # faster (benchmarks/README.md).
 _LARGEST_GRAM = 10_000
-# Below this many rows a first solution on every fourth row does not pay.
-_SAMPLED_START = 20_000
-_SAMPLE_STRIDE = 4
-_ROUGH_TOLERANCE = 0.1
-# Long rows and large C make Newton's steps many and short. With C |x|² above this, smaller C lead there sooner.
-_DIRECT_START = 100.0
-_MOST_STARTS = 16
-# Going on from scores taken afresh from the rows must bring the largest gap down to this share.
-_WORTH_REFRESHING = 0.5
-# The share of the tolerance that is asked for then: what the Gram matrix and the rows make of a gap differs a little.
-_REFRESHED_AIM = 0.5
-
-
-class SVMFit(NamedTuple):
-    """P linear functions x -> w·x + b.
-
-    Attributes:
-        weights: w, (P, F), in the precision of the rows (at least float32).
-        intercepts: b, (P,).
-        objectives: Values of the minimised function before weights are rounded to that precision, (P,).
-        gaps: Duality gaps: no objective is further than this above its minimum, (P,). They come from the rows.
-        steps: Newton steps taken.
-    """
-
-    weights: Tensor
-    intercepts: Tensor
-    objectives: Tensor
-    gaps: Tensor
-    steps: int
 
 
 def one_vs_rest(labels: Tensor, num_classes: int) -> Tensor:
@@ -189,11 +155,13 @@ def svm_path(
             spaces.append(in_rows)
 
     ascending = sorted(set(costs))
-    starts = _starting_costs(ascending[0], float(factors.max()) * (largest_row**2 + bias**2))
-    problems = _Problems(spaces, signs, precision)
-    if len(matrix) > _SAMPLED_START and not problems.by_gram:
-        first = [*starts, ascending[0]][0]
-        problems.vector = _solve_sample(matrix, signs, first * factors, bias, block_rows, max_steps, n_jobs)
+    starts = starting_costs(ascending[0], float(factors.max()) * (largest_row**2 + bias**2))
+    problems = SVMProblems(spaces, signs, precision)
+    if not problems.by_gram:
+        first = [*starts, ascending[0]][0] * factors
+        problems.vector = sampled_start(
+            matrix, signs, first, bias=bias, block_rows=block_rows, max_steps=max_steps, n_jobs=n_jobs
+        )
     for cost in starts:
         problems.approach(cost * factors, max_steps)
     fits = {}
@@ -230,97 +198,6 @@ def svm_scores(
     for place, block in row_blocks(matrix, block_rows):
         scores[place] = (block @ weights.T.to(block.dtype) + intercepts.to(block.dtype)).to(weights.dtype)
     return scores
-
-
-def _solve_sample(
-    matrix: Rows,
-    signs: Tensor,
-    costs: Tensor,
-    bias: float,
-    block_rows: int | None,
-    max_steps: int,
-    n_jobs: int | None,
-) -> Tensor:
-    # Every fourth row, counted four times, and roughly: a start at a quarter of the price.
-    matrix, signs, costs = matrix[::_SAMPLE_STRIDE], signs[::_SAMPLE_STRIDE], _SAMPLE_STRIDE * costs[::_SAMPLE_STRIDE]
-    start = None
-    if len(matrix) > _SAMPLED_START:
-        start = _solve_sample(matrix, signs, costs, bias, block_rows, max_steps, n_jobs)
-    space = RowSpace(matrix, bias=bias, block_rows=block_rows, n_jobs=n_jobs)
-    return minimize_squared_hinge(
-        space, signs, costs, start=start, tolerance=_ROUGH_TOLERANCE, max_steps=max_steps, until_stalled=True
-    ).vector
-
-
-class _Problems:
-    """Problems on the same rows for one C after another, each from the solution before.
-
-    Args:
-        spaces: Make the spaces to work in: the next where rounding shows.
-        signs: Targets, (n, P).
-        dtype: Of the weights.
-    """
-
-    def __init__(self, spaces: Sequence[Callable[[], WeightSpace]], signs: Tensor, dtype: torch.dtype) -> None:
-        self.vector: Tensor | None = None  # the start, zero if None
-        self._spaces, self._signs, self._dtype = list(spaces), signs, dtype
-        self._space = self._spaces.pop(0)()
-
-    @property
-    def by_gram(self) -> bool:
-        return self._space is not self._space.row_space
-
-    def approach(self, costs: Tensor, max_steps: int) -> None:
-        self.vector = self._minimize(costs, _ROUGH_TOLERANCE, max_steps).vector
-
-    def solve(self, costs: Tensor, tolerance: float, max_steps: int) -> SVMFit:
-        steps, aim, last = 0, tolerance, float("inf")
-        while True:
-            found = self._minimize(costs, aim, max_steps - steps)
-            steps += found.steps
-            self.vector, weights, objectives, gaps = found.vector, found.vector, found.objectives, found.gaps
-            if self.by_gram:
-                weights, scores, objectives, gaps = certify(self._space, found.vector, self._signs, costs)
-                # The next step is rounded in proportion to what is missing.
-                self.vector = torch.stack([found.vector[0], scores])
-            converged = bool((gaps <= tolerance * objectives).all())
-            worst = float((gaps / objectives.clamp_min(torch.finfo(torch.float64).tiny)).max())
-            pays = worst <= _WORTH_REFRESHING * last
-            if converged or steps == max_steps or not (pays or self._spaces):
-                weights, intercepts = self._space.row_space.weights(weights)
-                return SVMFit(weights.to(self._dtype), intercepts.to(self._dtype), objectives, gaps, steps)
-            aim, last = _REFRESHED_AIM * tolerance, worst
-            if not pays:
-                self._exchange_space()
-                aim, last = tolerance, float("inf")
-
-    def _minimize(self, costs: Tensor, tolerance: float, max_steps: int) -> Minimum:
-        return minimize_squared_hinge(
-            self._space,
-            self._signs,
-            costs,
-            start=self.vector,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            until_stalled=bool(self._spaces),
-        )
-
-    def _exchange_space(self) -> None:
-        by_gram, vector = self.by_gram, self.vector
-        del self._space  # its Gram matrix should not lie beside the next
-        self._space = self._spaces.pop(0)()
-        if vector is not None and by_gram:
-            vector = self._space.combine(vector[0])
-        self.vector = vector if vector is not None and bool(torch.isfinite(vector).all()) else None
-
-
-def _starting_costs(cost: float, squared_length: float) -> list[float]:
-    """Return smaller C, ascending, of which the first is one that a few steps from zero solve."""
-    starts: list[float] = []
-    while cost * squared_length > _DIRECT_START and len(starts) < _MOST_STARTS:
-        cost /= 10
-        starts.insert(0, cost)
-    return starts
 
 
 def _checked_targets(targets: Tensor, matrix: Rows) -> Tensor:
