@@ -5,6 +5,7 @@ parameters as they were, `NeedsPickle` if a checkpoint only loads with ``weights
 """
 
 import copy
+import gc
 import io
 import random
 from collections.abc import Callable
@@ -341,6 +342,9 @@ def wrapped_in_ddp(contender: Contender) -> None:
         run.model = nn.parallel.DistributedDataParallel(run.model)
         _moves(run, vectors())
     finally:
+        # The wrapper goes before its group: torch's own end of a group has been seen to wait for ever.
+        run.model = getattr(run.model, "module", run.model)
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
