@@ -35,8 +35,7 @@ third of the steps, and is judged on the horizon on which it gets to the target 
 seconds than AdamW's: methods with dear steps get fewer of them. "never": fewer than half of the seeds arrive.
 
 The budgets are small (seconds to a minute a run): these are races of the first epochs, and who is ahead after long
-training is not measured here. On the Penn Treebank and Fashion-MNIST reconstructed Muon still took its means from all
-rows of a batch instead of 256. An arrival is known to a forty-eighth of a run.
+training is not measured here. An arrival is known to a forty-eighth of a run.
 """
 
 

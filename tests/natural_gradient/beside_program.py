@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).parent))
 from distributed_program import OPTIONS, difference, paired, same_everywhere
 
-from fisherlayers import AveragedPlainModel, fold, plain_state_dict, reconstruct, refresh
+from fisherlayers import AveragedPlainModel, ExactNaturalGradient, fold, plain_state_dict, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_weights
 
 ROWS, STEPS = 24, 8
@@ -217,6 +217,16 @@ def divided_steps_are_refused():
     return 0.0
 
 
+def exact_steps_are_refused():
+    """Each process would solve with the information of its own batch."""
+    model = Network()
+    wrapped = DistributedDataParallel(model)
+    optimizer = ExactNaturalGradient(model, lr=1.0, damping=1e-2)
+    with pytest.raises(RuntimeError, match="ExactNaturalGradient works in one process"):
+        train(wrapped, optimizer, part_of)
+    return 0.0
+
+
 CASES = {
     "alone after the wrapper": alone_after_the_wrapper,  # the first: torch holds on to a process's first wrapper
     "recomputed": lambda: recomputed(False),
@@ -231,6 +241,7 @@ CASES = {
     "sharded after a pass": sharded_after_a_pass,
     "sharded too early": sharded_too_early,
     "the best is loaded": the_best_is_loaded_and_wrapped_again,
+    "exact steps are refused": exact_steps_are_refused,
     "divided steps": divided_steps_are_refused,
 }
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -306,6 +307,12 @@ class _Follower:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         optimizer = None if self._optimizer is None else self._optimizer()
         if optimizer is not None and optimizer._follow and model.training and torch.is_grad_enabled():
+            wrapper = DistributedDataParallel._active_ddp_module
+            if wrapper is not None and wrapper.process_group.size() > 1:
+                raise RuntimeError(
+                    "ExactNaturalGradient works in one process: each would solve by the information of its own batch: "
+                    "take reconstruct(model) in several"
+                )
             given = [*args, *kwargs.values()]
             if len(given) != 1 or not isinstance(given[0], Tensor):
                 raise TypeError(
