@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import joblib
@@ -81,6 +82,30 @@ def test_other_processes_get_the_images_of_their_batch_only():
     part = images.mirrored().part(batch)
     assert sorted(part.images) == [3, 5]
     assert torch.equal(part.load(batch), images.load(batch))
+
+
+def test_threads_are_kept_and_work_within_work_goes_on_in_one():
+    def inner(item):
+        return threading.current_thread().name, list(in_threads(lambda other: item * other, range(5), n_jobs=2))
+
+    for _ in range(3):
+        found = list(in_threads(inner, range(6), n_jobs=2))
+        assert [products for _, products in found] == [[item * other for other in range(5)] for item in range(6)]
+    assert {name for name, _ in found} <= {"fisherlayers_0", "fisherlayers_1"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_threads_of_its_own():
+    code = """
+import os
+from fisherlayers.fisher_vectors.parallel import in_threads
+assert list(in_threads(abs, range(8), n_jobs=2)) == list(range(8))
+child = os.fork()
+if child == 0:
+    os._exit(0 if list(in_threads(abs, range(8), n_jobs=2)) == list(range(8)) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])

@@ -31,7 +31,7 @@ Total = Callable[[Callable[[Tensor], Tensor], Sequence[Tensor]], Tensor]
 _CHUNK = 1024
 # Blocks of an incremental pass: the fewest rows, and how many at most: more gain little, and each keeps its sums.
 _BLOCK = 4096
-_MOST_BLOCKS = 24
+_MOST_BLOCKS = 12
 # The share of the descriptors whose sums are known before the first pass moves the mixture.
 _FIRST_SHARE = 0.25
 # A component with less than this share of its fair mass N / K keeps its mean and variances in an M-step.
@@ -153,7 +153,7 @@ def fit_mixture(
         min_weight: Smallest weight of a component, in (0, 1 / K]; keeps F^(-1/2) finite.
         start: Mixture to start EM from instead of k-means.
         blocks: Parts of the descriptors (every b-th row), after each of which the mixture follows; 1 is EM as in
-            `em_step`. If None one for every 4,096 descriptors, at most 24.
+            `em_step`. If None one for every 4,096 descriptors, at most 12.
         chunk: Rows a matrix product, about.
         total: As for `em_step`.
         progress: Called after each iteration with (iteration, ``max_iterations``, mean log-likelihood of descriptors

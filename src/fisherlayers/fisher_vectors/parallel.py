@@ -7,13 +7,15 @@ images of its batches only, and what the function holds once in all.
 
 from __future__ import annotations
 
+import functools
+import os
 import pickle
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Event
+from threading import Event, current_thread
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -36,6 +38,8 @@ _WINDOW = 8
 # Functions that this process was sent, by their tokens; the last few are kept.
 _RECEIVED: dict[str, Any] = {}
 _MOST_RECEIVED = 4
+# Begins the names of threads that work on arrays.
+_THREADS = "fisherlayers"
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def in_threads(
         The results in the order of the items: what is summed over them does not depend on the number of threads.
     """
     workers = effective_n_jobs(n_jobs)
-    if workers == 1:
+    if workers == 1 or current_thread().name.startswith(_THREADS):  # which would wait for themselves
         yield from map(function, items)
         return
 
@@ -126,18 +130,29 @@ def in_threads(
         with torch.no_grad():
             return function(item)
 
-    with single_torch_thread(), ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[Result]] = deque()
+    with single_torch_thread():
         try:
             for item in items:
-                waiting.append(pool.submit(call, item))
-                if len(waiting) > workers:
+                waiting.append(_pool(workers).submit(call, item))
+                if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+            wait(waiting)
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    # Kept: what a new thread allocates is new memory, which takes longer than a small sum of products.
+    return ThreadPoolExecutor(workers, _THREADS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of the threads
 
 
 class _Part:
