@@ -125,6 +125,30 @@ def test_several_weights_with_slices_of_a_bias_train_as_linear_layers(rank):
     torch.testing.assert_close(means, inputs.mean(0))
 
 
+def test_the_rule_of_the_documentation_takes_gpt2s_layers():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+
+    class Conv1DRule(Rule):
+        def weights(self, layer):
+            return [Weight("weight", bias="bias", layout=Layout(transposed=True))]
+
+        def input_rows(self, layer, call):
+            return {"weight": call.argument(0, "x").flatten(0, -2)}
+
+    register_rule(conv1d, Conv1DRule())
+    inputs, targets = vectors()
+    torch.manual_seed(0)
+    made = nn.Sequential(conv1d(9, 7), nn.Tanh(), conv1d(3, 9))
+    linear = nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 3))
+    for ours, theirs in ((linear[0], made[0]), (linear[2], made[2])):
+        ours.load_state_dict({"weight": theirs.weight.detach().T, "bias": theirs.bias.detach()})
+    losses = [
+        train(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), inputs, targets, 10)
+        for model in (reconstruct(made, **SETTINGS), reconstruct(linear, **SETTINGS))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
 def test_what_is_made_plain_again_is_what_was_there():
     torch.manual_seed(0)
     pair = Pair()

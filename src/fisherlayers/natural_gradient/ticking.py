@@ -34,7 +34,8 @@ _fishers: Registry[FisherWeight] = Registry()  # by W'
 _watched: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()
 _limited: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()  # with a trust region
 _biases: Registry[FisherBias] = Registry()  # by d
-_steppers: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()  # optimizers that have stepped a weight or bias of ours
+# Optimizers that have stepped a weight or bias of ours, in the order in which they began: the same in all processes.
+_steppers: "weakref.WeakKeyDictionary[Optimizer, None]" = weakref.WeakKeyDictionary()
 
 # Steps after which a weight that is trained should have seen an input.
 _PATIENCE = 10
@@ -206,7 +207,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if _makes_state(optimizer):
         return
     if fishers or any(_biases.get(parameter) is not None for parameter in _parameters(optimizer)):
-        _steppers.add(optimizer)
+        _steppers[optimizer] = None
     _absorb(fishers)
     _warn_unseen(fishers)
     due = [fisher for fisher in fishers if fisher.refresh_due]
