@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-from distributed_program import OPTIONS, difference, paired, same_everywhere
+from distributed_program import OPTIONS, difference, leave, paired, same_everywhere
 
 from fisherlayers import AveragedPlainModel, ExactNaturalGradient, fold, plain_state_dict, reconstruct, refresh
 from fisherlayers.natural_gradient.parametrization import fisher_weights
@@ -255,7 +255,7 @@ def main():
     if dist.get_rank() == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
     dist.barrier()  # the last case ends in an error, where one process may be ahead
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

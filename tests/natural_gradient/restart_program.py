@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from distributed_program import batch_of, difference, model_of, parts_of, sgd
+from distributed_program import batch_of, difference, leave, model_of, parts_of, sgd
 
 from fisherlayers.natural_gradient import plain_state_dict
 
@@ -86,7 +86,7 @@ def main():
     gaps = {kind: difference(states[kind], expected[kind]) for kind in KINDS}
     if dist.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps({"from": first, "gaps": gaps}))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
