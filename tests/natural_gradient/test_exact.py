@@ -236,7 +236,6 @@ def test_both_forms_take_the_same_steps(case):
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # jvp's import
 def test_the_step_of_the_papers_network_solves_the_damped_system():
     # 784-80-80-80-10: F d is taken by forward and backward derivatives, F itself would have 76,570 squared entries.
     torch.manual_seed(0)
