@@ -173,7 +173,7 @@ def _mean_moments(
     for rows, counted in _blocks_of_rows(images, mask):
         # The same [x, x^2] enters both products.
         powers = joint.powers(rows)
-        shares = joint(powers)
+        shares = joint.at(powers)
         if assignment == "hard":
             winner = shares.argmax(dim=-1, keepdim=True)
             shares = torch.zeros_like(shares).scatter_(-1, winner, 1.0)

@@ -83,7 +83,7 @@ def _statistics(joint: LogJoint) -> Callable[[Tensor], Tensor]:
     # Rows -> moments of every component about the centre, (K, 1 + 2 D), and in a last row the log-likelihood.
     def statistics(rows: Tensor) -> Tensor:
         powers = joint.powers(rows)
-        log_joint = joint(powers)
+        log_joint = joint.at(powers)
         largest = log_joint.amax(dim=-1)
         shares = posteriors(log_joint, largest)
         moments = torch.cat([shares.sum(dim=0).unsqueeze(-1), shares.mT @ powers], dim=-1).double()

@@ -99,7 +99,7 @@ class _FisherVectors:
         self._blocks: list[tuple[Tensor, Tensor]] = []
         for rows in torch.split(descriptors, _BLOCK):
             powers = joint.powers(rows)
-            shares = joint(powers)
+            shares = joint.at(powers)
             if assignment == "hard":
                 shares = torch.zeros_like(shares).scatter_(-1, shares.argmax(dim=-1, keepdim=True), 1.0)
             else:

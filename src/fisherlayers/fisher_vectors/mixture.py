@@ -147,7 +147,7 @@ class LogJoint(NamedTuple):
         torch.mul(centered, centered, out=squares)
         return powers
 
-    def __call__(self, powers: Tensor) -> Tensor:
+    def at(self, powers: Tensor) -> Tensor:
         """Return log w_k N_k(x).
 
         Args:
@@ -170,7 +170,7 @@ def _log_joint(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
             f"descriptors must have {mixture.num_features} features, as the mixture; got {tuple(descriptors.shape)}"
         )
     log_joint = LogJoint.of(mixture)
-    return log_joint(log_joint.powers(descriptors))
+    return log_joint.at(log_joint.powers(descriptors))
 
 
 def log_prob(mixture: DiagonalMixture, descriptors: Tensor) -> Tensor:
