@@ -182,10 +182,11 @@ class UnitWeight(FisherWeight):
             return
         if self.observed_at < 0:
             self.origin.copy_(pending.origin)
-            if self.compat:  # the weight that the identity keeps after one step is the decay
-                self.information.count.fill_(number / (1 - self.settings.decay))
+        new_step = self.observed_at != self.steps
+        if self.compat and new_step:  # what the past keeps is the decay, whatever the batch's size
+            self.information.count.fill_(number / (1 - self.settings.decay))
         moment = about(pending, self.origin).sums / number
-        self.information.update_from_moment(moment, number, new_step=self.observed_at != self.steps)
+        self.information.update_from_moment(moment, number, new_step=new_step)
         self._observed(number)
 
     @override
