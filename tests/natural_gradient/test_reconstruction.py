@@ -208,6 +208,7 @@ class TestRefusals:
             ({"include": ["nothing"]}, "include: the pattern 'nothing' matches no module"),
             ({"exclude": ["nothing"]}, "exclude: the pattern 'nothing' matches no module"),
             ({"exclude": "0"}, "exclude must be a sequence of patterns"),
+            ({"exclude": [0]}, "exclude holds patterns of module names and classes of modules, got 0"),
             ({"exclude": ["*"]}, "no layer to reconstruct"),
         ],
     )
