@@ -1,9 +1,14 @@
 """The README's and the documentation's Python examples run as they stand."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from fisherlayers import reconstruct
+from fisherlayers.natural_gradient.following import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,3 +54,14 @@ def test_every_link_file_and_module_exists(page):
         assert "NAME" in path or (ROOT / path).exists(), path
     for module in re.findall(r"python -m (benchmarks\.[a-z]\w*)", text):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
+
+
+def test_the_table_of_arguments_has_the_defaults_of_the_signature():
+    page = (ROOT / "docs" / "natural_gradient.md").read_text()
+    table = page.partition("## Arguments")[2].partition("## ")[0]
+    stated = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", table, flags=re.MULTILINE))
+    defaults = {name: parameter.default for name, parameter in inspect.signature(reconstruct).parameters.items()}
+    defaults["output_damping"] = Settings._field_defaults["output_damping"]  # None stands for it
+    assert len(stated) == 9
+    for name, text in stated.items():
+        assert ast.literal_eval(text.strip("`").replace("none", "None")) == defaults[name], name
