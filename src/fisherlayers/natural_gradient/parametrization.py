@@ -182,6 +182,7 @@ class FisherWeight(Following):
                 if key.startswith(prefix) and value.is_floating_point() and not key.endswith((".count", ".power")):
                     state_dict[key] = value.expand(self.layout.groups, *value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.was_centred = None if self.mean.is_meta else bool(self.mean.any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.forget_pending()
