@@ -11,7 +11,8 @@ from sklearn.pipeline import make_pipeline
 
 from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork, LateFusion, ModuleClassifier, ModuleFeatures
-from fisherlayers.fisher_vectors.fusion import fusion_weights
+from fisherlayers.fisher_vectors.calibration import fit_temperature
+from fisherlayers.fisher_vectors.fusion import _scores, fusion_weights
 from fisherlayers.fisher_vectors.linear_svm import LinearSVM
 from fisherlayers.fisher_vectors.module_members import module_outputs
 
@@ -63,6 +64,8 @@ def test_weights_are_the_minimum_of_the_logistic_loss():
             other = best.copy()
             other[index] = max(0.0, other[index] + step)
             assert loss(other) >= loss(best) - 1e-9
+    for place in np.eye(3)[best > 0]:
+        assert abs(loss(best + 1e-4 * place) - loss(best - 1e-4 * place)) / 2e-4 < 2e-4
 
 
 def test_a_member_that_contradicts_gets_no_weight():
@@ -116,6 +119,12 @@ def test_fitted_members_of_two_classes():
     convnet = ModuleClassifier(module, ["b", "a"], channels=1)
     fusion = LateFusion([("fisher", fisher), ("convnet", convnet)], cv="prefit").fit(images[20:], labels[20:])
     assert fusion.members_["fisher"] is fisher
+    truth = (labels[20:] == "b").astype(int)
+    held_out = [_scores(member, images[20:], np.array(["a", "b"]), "") for member in (fisher, convnet)]
+    temperatures = [fit_temperature(scores, truth) for scores in held_out]
+    calibrated = [factor * scores for factor, scores in zip(temperatures, held_out, strict=True)]
+    assert list(fusion.temperatures_.values()) == pytest.approx(temperatures)
+    assert list(fusion.weights_.values()) == pytest.approx(fusion_weights(calibrated, truth))
     scores = fusion.decision_function(images[:5])
     assert scores.shape == (5,)
     # The ConvNet's columns stand in another order.
