@@ -42,9 +42,9 @@ NETWORKS = {
 
 
 def stated(sizes: list[int]) -> int:
-    """Return the bytes that the documentation states: (D + 1)² + 4 D and the root, summed over the weights."""
+    """Return the bytes that the documentation states: (D + 1)² + 3 D and the root, summed over the weights."""
     roots = [size * RANK + RANK + 1 if size >= LEAST else size**2 for size in sizes]
-    return BYTES * sum((size + 1) ** 2 + 4 * size + root for size, root in zip(sizes, roots, strict=True))
+    return BYTES * sum((size + 1) ** 2 + 3 * size + root for size, root in zip(sizes, roots, strict=True))
 
 
 def measured(layer: nn.Module, shape: tuple[int, ...]) -> int:

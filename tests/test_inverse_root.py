@@ -129,9 +129,9 @@ def test_singular_without_damping_raises_and_names_damping(method):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="damping must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="damping must be at least 0 and finite, got -1"):
         inverse_square_root(torch.eye(2), damping=-1)
-    with pytest.raises(ValueError, match="damping must be at least 0, got nan"):
+    with pytest.raises(ValueError, match="damping must be at least 0 and finite, got nan"):
         inverse_square_root(torch.eye(2), damping=float("nan"))
     with pytest.raises(ValueError, match=r"method must be one of .*'cholesky'"):
         inverse_square_root(torch.eye(2), method="cholesky")

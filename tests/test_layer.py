@@ -118,6 +118,18 @@ def test_gradient_reaches_the_scores_but_not_the_information():
     assert not any(buffer.requires_grad for buffer in layer.buffers())
 
 
+def test_every_refresh_is_a_further_step_towards_the_leading_directions():
+    information = DenseInformation(40, dtype=torch.float64)
+    information.update_from_moment(torch.diag(torch.tensor([100.0, 80.0, 60.0, 50.0] + 36 * [1.0])), 1)
+    exact = inverse_square_root(information.value(), damping=0.1)
+    layer = FisherLayer(information, damping=0.1, rank=4)
+    errors = []
+    for _ in range(8):
+        layer.refresh()
+        errors.append(float(torch.linalg.norm(layer.root.dense() - exact)))
+    assert errors[-1] < 1e-9 < errors[0]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_state_dict_and_deepcopy_continue_exactly(name):
     make, options, _ = CASES[name]
@@ -154,7 +166,7 @@ def test_errors():
     zero.update(torch.tensor([[1.0, 0.0]]))
     with pytest.raises(RootError, match="zero along a coordinate: raise damping"):
         root_of(zero, damping=0.0)
-    with pytest.raises(ValueError, match="damping must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="damping must be at least 0 and finite, got -1"):
         root_of(zero, damping=-1)
 
     class Unknown(FisherInformation):
@@ -188,6 +200,7 @@ def test_blocks_that_do_not_cover_the_coordinates_are_refused():
 def test_settings_are_refused_when_the_layer_is_made():
     for options, message in (
         ({"damping": -1.0}, "damping must be at least 0"),
+        ({"damping": float("inf")}, "damping must be at least 0 and finite, got inf"),
         ({"method": "svd"}, "method must be one of"),
         ({"rank": 0}, "rank must be at least 1"),
     ):

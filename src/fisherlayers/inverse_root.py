@@ -17,6 +17,7 @@ nystrom            leading directions, one value for all the others   wide layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -68,7 +69,7 @@ def inverse_square_root(matrix: Tensor, *, damping: float = 0.0, method: RootMet
     Raises:
         RootError: If the result fails the residual check; a larger ``damping`` helps.
         ValueError: If the matrix is empty, not square, not finite, not symmetric or not positive semi-definite, the
-            damping negative, or the method unknown.
+            damping negative or not finite, or the method unknown.
     """
     if method not in _METHODS:
         raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}")
@@ -272,8 +273,8 @@ def _checked(matrix: Tensor, damping: float) -> Tensor:
         raise ValueError(f"matrix must not be empty, got shape {tuple(matrix.shape)}")
     if not matrix.is_floating_point():
         raise ValueError(f"matrix must be of a real floating type, got {matrix.dtype}")
-    if not damping >= 0:
-        raise ValueError(f"damping must be at least 0, got {damping}")
+    if not 0 <= damping < math.inf:
+        raise ValueError(f"damping must be at least 0 and finite, got {damping}")
     values = matrix.to(torch.float64)
     if not bool(torch.isfinite(values).all()):
         raise ValueError("matrix must be finite: found NaN or infinity")

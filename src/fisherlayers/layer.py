@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
@@ -44,12 +45,12 @@ def root_of(
     Raises:
         RootError: If the information is singular and the damping 0.
         TypeError: If the kind of information is unknown.
-        ValueError: If the damping is negative.
+        ValueError: If the damping is negative or not finite.
     """
     with torch.no_grad():
         if isinstance(information, DiagonalInformation):
-            if not damping >= 0:
-                raise ValueError(f"damping must be at least 0, got {damping}")
+            if not 0 <= damping < math.inf:
+                raise ValueError(f"damping must be at least 0 and finite, got {damping}")
             diagonal = information.value()
             gains = (diagonal + damping * diagonal.mean(-1, keepdim=True)).rsqrt()
             if not bool(torch.isfinite(gains).all()):
@@ -142,8 +143,8 @@ class FisherLayer(nn.Module):
         rank: int | None = None,
     ) -> None:
         super().__init__()
-        if not damping >= 0:
-            raise ValueError(f"damping must be at least 0, got {damping}")
+        if not 0 <= damping < math.inf:
+            raise ValueError(f"damping must be at least 0 and finite, got {damping}")
         if method not in get_args(RootMethod):
             raise ValueError(f"method must be one of {get_args(RootMethod)}, got {method!r}")
         if rank is not None and rank < 1:

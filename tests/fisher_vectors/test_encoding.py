@@ -1,6 +1,7 @@
 """Fisher vectors: the score against autograd, the encoding against loops, scikit-image and VLFeat, its theorems."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_encoding_is_the_double_loop(assignment, threshold, recorded):
     assert encodings.shape == (3, 2 * 5 * 3)
     for image, result in zip(images, encodings, strict=True):
         torch.testing.assert_close(result, fisher_vector_loops(mixture, image, assignment, threshold))
+
+
+def test_posteriors_below_a_ten_thousandth_count_as_zero_by_default():
+    # Two components of equal variance: the posterior of the second falls with x as a logistic function.
+    mixture = DiagonalMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
+    for posterior, counts in ((9e-5, False), (1.1e-4, True)):
+        descriptor = torch.tensor([[math.log(posterior / (1 - posterior)) / 2]])
+        encoding = fisher_vectors(mixture, descriptor)
+        assert bool(encoding[1] != 0) is counts
+        assert torch.equal(encoding, fisher_vectors(mixture, descriptor, threshold=1e-4))
 
 
 def test_the_encoding_is_the_fisher_layer_of_the_mean_score():

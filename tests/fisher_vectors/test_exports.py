@@ -1,6 +1,7 @@
 """Exported classifiers, image in, scores out, against the estimator."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +99,9 @@ def test_evidence_needs_no_gradients_of_the_caller(fitted, mode):
         found = model.evidence(images[:2])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_without_the_extra_the_command_that_installs_it_is_named(fitted, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"needs ONNX .* pip install 'fisherlayers\[onnx\]'"):
+        fitted[0].export_onnx(tmp_path / "model.onnx", (28, 28))

@@ -11,7 +11,8 @@ from sklearn.pipeline import make_pipeline
 
 from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork, LateFusion, ModuleClassifier, ModuleFeatures
-from fisherlayers.fisher_vectors.fusion import fusion_weights
+from fisherlayers.fisher_vectors.calibration import fit_temperature
+from fisherlayers.fisher_vectors.fusion import _scores, fusion_weights
 from fisherlayers.fisher_vectors.linear_svm import LinearSVM
 from fisherlayers.fisher_vectors.module_members import module_outputs
 
@@ -63,6 +64,8 @@ def test_weights_are_the_minimum_of_the_logistic_loss():
             other = best.copy()
             other[index] = max(0.0, other[index] + step)
             assert loss(other) >= loss(best) - 1e-9
+    for place in np.eye(3)[best > 0]:
+        assert abs(loss(best + 1e-4 * place) - loss(best - 1e-4 * place)) / 2e-4 < 2e-4
 
 
 def test_a_member_that_contradicts_gets_no_weight():
@@ -89,7 +92,7 @@ def test_fused_scores_are_the_weighted_sum_of_calibrated_scores():
 
 def test_held_out_scores_do_not_come_from_members_that_saw_the_image():
     class Memory(Guess):
-        """Knows what it has seen, and guesses elsewhere."""
+        """Knows what it has seen, and nothing else."""
 
         def fit(self, images, y):
             self.seen_ = {image.tobytes(): label for image, label in zip(images, y, strict=True)}
@@ -97,12 +100,13 @@ def test_held_out_scores_do_not_come_from_members_that_saw_the_image():
 
         def decision_function(self, images):
             known = [self.seen_.get(image.tobytes()) for image in images]
-            return super().decision_function(images) + 50 * (np.array(known)[:, None] == self.classes_)
+            return 50.0 * (np.array(known)[:, None] == self.classes_)
 
     images, labels = textures(8)
     fusion = LateFusion([("memory", Memory()), ("fisher", network())], random_state=0).fit(images, labels)
-    fisher = fusion.weights_["fisher"] * fusion.temperatures_["fisher"]
-    assert fusion.weights_["memory"] * fusion.temperatures_["memory"] < 0.2 * fisher
+    assert fusion.members_["memory"].decision_function(images).any(axis=1).all()
+    assert fusion.weights_["memory"] == pytest.approx(0, abs=1e-3)
+    assert fusion.weights_["fisher"] > 0.5
 
 
 def test_fitted_members_of_two_classes():
@@ -115,6 +119,12 @@ def test_fitted_members_of_two_classes():
     convnet = ModuleClassifier(module, ["b", "a"], channels=1)
     fusion = LateFusion([("fisher", fisher), ("convnet", convnet)], cv="prefit").fit(images[20:], labels[20:])
     assert fusion.members_["fisher"] is fisher
+    truth = (labels[20:] == "b").astype(int)
+    held_out = [_scores(member, images[20:], np.array(["a", "b"]), "") for member in (fisher, convnet)]
+    temperatures = [fit_temperature(scores, truth) for scores in held_out]
+    calibrated = [factor * scores for factor, scores in zip(temperatures, held_out, strict=True)]
+    assert list(fusion.temperatures_.values()) == pytest.approx(temperatures)
+    assert list(fusion.weights_.values()) == pytest.approx(fusion_weights(calibrated, truth))
     scores = fusion.decision_function(images[:5])
     assert scores.shape == (5,)
     # The ConvNet's columns stand in another order.

@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import joblib
@@ -12,6 +13,7 @@ import pytest
 
 from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork
+from fisherlayers.fisher_vectors.hub import _carrier_class
 from fisherlayers.fisher_vectors.persistence import ModelFolderError
 
 hub = pytest.importorskip("huggingface_hub", reason="needs fisherlayers[hub]")
@@ -122,3 +124,10 @@ def test_a_save_that_fails_leaves_the_former_model_and_other_files_stay(fitted, 
         DeepFisherNetwork.from_pretrained(tmp_path).decision_function(images), model.decision_function(images)
     )
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "notes.txt", "weights.safetensors"]
+
+
+def test_without_the_extra_the_command_that_installs_it_is_named(fitted, tmp_path, monkeypatch):
+    _carrier_class.cache_clear()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"needs huggingface_hub .* pip install 'fisherlayers\[hub\]'"):
+        fitted[0].save_pretrained(tmp_path / "model")

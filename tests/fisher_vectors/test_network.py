@@ -99,6 +99,17 @@ def test_one_layer_is_the_shallow_fisher_vector_bit_for_bit():
     assert torch.equal(network.encode(batch), expected)
 
 
+def test_the_first_layer_of_two_is_the_network_of_one():
+    images, labels = textures(5)
+    settings = replace(SETTINGS, information="images")
+    (deep, _, _), (shallow, _, _) = (fitted(settings.with_depth(depth), images, labels, seed=3) for depth in (2, 1))
+    first, only = deep.stages[0], shallow.stages[0]
+    for name in ("weights", "means", "variances"):
+        assert torch.equal(getattr(first.mixture, name), getattr(only.mixture, name))
+    assert torch.equal(first.components.basis, only.components.basis)
+    torch.testing.assert_close(first.gains, only.gains, rtol=1e-5, atol=0)
+
+
 def test_the_descriptors_of_an_image_and_its_mirror_image_are_pooled_together():
     images, labels = textures(5)
     settings = replace(SETTINGS, mirror=True, patch_side=5, patch_components=3, patch_dimensions=6)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fisherlayers.fisher_vectors import store
 from fisherlayers.fisher_vectors.rows import as_rows, row_blocks
 from fisherlayers.fisher_vectors.store import RowStore, StoreError, Workspace
 
@@ -116,7 +117,7 @@ def test_a_disk_that_fills_up_loses_no_finished_chunk(tmp_path, monkeypatch):
     assert again.pending() == [2]
 
 
-def test_a_workspace_knows_its_entries_by_what_they_depend_on(tmp_path):
+def test_a_workspace_knows_its_entries_by_what_they_depend_on(tmp_path, monkeypatch):
     tensors = {"w": torch.arange(3.0)}
     first = Workspace(tmp_path, {"seed": 1, "images": "a"})
     first.keep("step", tensors)
@@ -132,6 +133,10 @@ def test_a_workspace_knows_its_entries_by_what_they_depend_on(tmp_path):
     assert torch.equal(same.recall("step")["w"], tensors["w"])
     same.close()
     other.close()
+    monkeypatch.setattr(store, "version", lambda name: "another release")
+    later = Workspace(tmp_path, {"seed": 1, "images": "a"})
+    assert later.recall("step") is None
+    later.close()
 
 
 def test_a_workspace_that_cannot_be_made(tmp_path):

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils.checkpoint import checkpoint
 
 from fisherlayers.natural_gradient import AveragedPlainModel, fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
@@ -187,8 +188,9 @@ def test_patterns_match_any_name_of_a_layer():
     assert fisher_of(chosen.net[2]) is not None
 
 
-def test_what_was_seen_before_a_checkpoint_is_loaded_does_not_count():
-    model, built = trained(steps=2)
+@pytest.mark.parametrize("options", [{}, {"mode": "kronecker"}, {"mode": "unit"}], ids=["input", "kronecker", "unit"])
+def test_what_was_seen_before_a_checkpoint_is_loaded_does_not_count(options):
+    model, built = trained(steps=2, **options)
     saved = copy.deepcopy((model.state_dict(), built.state_dict()))
     expected = train(model, built, *vectors(), 12)
     for _ in range(2):
@@ -196,7 +198,28 @@ def test_what_was_seen_before_a_checkpoint_is_loaded_does_not_count():
         built.load_state_dict(copy.deepcopy(saved[1]))  # torch shares the tensors
         assert train(model, built, *vectors(), 12) == expected
         model.load_state_dict(saved[0])
-        model(100 * vectors()[0])  # no step follows
+        model(100 * vectors()[0]).square().sum().backward()  # no step follows
+
+
+def test_what_was_seen_before_a_checkpoint_is_loaded_hides_nothing_under_activation_checkpointing():
+    model = reconstruct(nn.Linear(6, 3))
+    inputs = torch.randn(8, 6).requires_grad_()
+    model(inputs)
+    model.load_state_dict(model.state_dict())
+    # Reentrant: the layer is seen in the backward pass alone.
+    checkpoint(model, inputs, use_reentrant=True).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert fisher_of(model).rows == 8
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "kronecker"}, {"mode": "unit"}], ids=["input", "kronecker", "unit"])
+def test_what_was_seen_in_another_precision_does_not_count(options):
+    models = [trained(steps=2, **options) for _ in range(2)]
+    models[0][0](100 * vectors()[0]).square().sum().backward()
+    models[0][0].float().double()
+    models[1][0].float().double()
+    first, second = (train(model, built, *vectors(), 12) for model, built in models)
+    assert first == second
 
 
 @pytest.mark.parametrize("options", [{"mode": "kronecker"}, {"block_size": 5}], ids=["kronecker", "blocks"])

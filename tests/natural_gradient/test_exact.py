@@ -345,7 +345,9 @@ def test_forms_that_do_not_fit_in_memory_say_what_to_do():
     ("arguments", "message"),
     [
         ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": float("inf")}, "lr must be positive and finite"),
         ({"damping": 0.0}, "damping must be positive"),
+        ({"damping": float("inf")}, "damping must be positive and finite .* got inf"),
         ({"kl_clip": 0.0}, "kl_clip must be positive, in nats, or None"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ({"weight_decay": -1e-3}, "weight_decay must be a number of at least 0, got -0.001"),

@@ -118,10 +118,17 @@ def test_a_frozen_bias_stays_and_its_layer_is_not_centred():
     assert not fisher_of(model[2]).mean.any()
 
 
-def test_a_bias_that_is_frozen_later_stays_from_the_next_step_on():
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_bias_that_is_frozen_later_stays_from_the_next_step_on(restarted):
     model, (inputs, targets) = reconstruct(perceptron(), statistics_every=1, refresh_every=20), vectors()
     optimizer = sgd(model)
     train(model, optimizer, inputs, targets, 17)
+    if restarted:
+        saved = model.state_dict(), optimizer.state_dict()
+        model = reconstruct(perceptron(), statistics_every=1, refresh_every=20)
+        optimizer = sgd(model)
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
     originals(model[2])[1].requires_grad_(False)
     before, weight = model[2].bias.detach().clone(), model[2].weight.detach().clone()
     assert fisher_of(model[2]).mean.any()

@@ -174,6 +174,20 @@ def test_a_layer_that_is_read_twice_sees_both_derivatives():
     torch.testing.assert_close(fisher_of(layer).gradients.value(), covariance / covariance.diagonal().mean())
 
 
+def test_the_parts_of_a_step_weigh_by_their_rows_and_the_past_decays_once():
+    fisher = fisher_of(reconstruct(nn.Linear(3, 2), mode="kronecker", decay=0.5))
+    parts = [torch.randn(rows, 2) for rows in (5, 4, 6)]
+    for step, gradients in zip((0, 1, 1), parts, strict=True):  # a closure's batches may come in several parts
+        fisher.steps = step
+        fisher.observe(torch.randn(len(gradients), 3))
+        fisher.observe_gradient(gradients)
+        fisher.absorb()
+    covariances = [torch.cov(part.T, correction=0) for part in parts]
+    first, second, third = (2 * covariance / covariance.trace() for covariance in covariances)
+    expected = (0.5 * 5 * first + 4 * second + 6 * third) / (0.5 * 5 + 4 + 6)
+    torch.testing.assert_close(fisher.gradients.value(), expected)
+
+
 def test_derivatives_that_are_not_finite_are_passed_over():
     inputs, targets = vectors()
     model = reconstruct(perceptron(), **DENSE)

@@ -5,13 +5,14 @@ import gc
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fisherlayers.natural_gradient import fold, reconstruct, refresh
-from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.natural_gradient.parametrization import fisher_of, fisher_weights
 from natural_gradient.cases_natural_gradient import (
     convolutional,
     images,
@@ -174,6 +175,20 @@ class TestWhatIsLeftAlone:
         assert chosen == ["body.0", "body.4"]
 
 
+def test_numpys_numbers_are_settings():
+    given = {"damping": 2.0, "output_damping": 4.0, "trust_region": 0.5, "decay": 0.5, "rank": 3, "refresh_every": 7}
+    other = {name: (np.int64 if isinstance(value, int) else np.float32)(value) for name, value in given.items()}
+    torch.manual_seed(0)
+    first = reconstruct(perceptron(), mode="kronecker", statistics_every=2, **given)
+    torch.manual_seed(0)
+    second = reconstruct(perceptron(), mode="kronecker", statistics_every=np.int32(2), **other)
+    fishers = [list(fisher_weights(model)) for model in (first, second)]
+    for one, two in zip(*fishers, strict=True):
+        assert one.settings == two.settings
+        assert list(map(type, one.settings)) == list(map(type, two.settings))
+        assert one.root.basis.shape == two.root.basis.shape
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -193,6 +208,7 @@ class TestRefusals:
             ({"include": ["nothing"]}, "include: the pattern 'nothing' matches no module"),
             ({"exclude": ["nothing"]}, "exclude: the pattern 'nothing' matches no module"),
             ({"exclude": "0"}, "exclude must be a sequence of patterns"),
+            ({"exclude": [0]}, "exclude holds patterns of module names and classes of modules, got 0"),
             ({"exclude": ["*"]}, "no layer to reconstruct"),
         ],
     )

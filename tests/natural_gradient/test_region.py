@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from fisherlayers.natural_gradient import plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of, fisher_weights
+from fisherlayers.natural_gradient.readers import originals
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 from natural_gradient.references_natural_gradient import unfolded
 
@@ -157,3 +158,12 @@ def test_a_bias_with_an_optimizer_of_its_own_is_limited_as_well():
             optimizer.step()
             change = (model(inputs).detach() - before).square().mean() / inputs.square().mean()
             assert float(change) == pytest.approx(0.1**2)
+
+
+def test_a_layer_that_has_seen_nothing_takes_whole_steps():
+    model = reconstruct(nn.Linear(3, 2), trust_region=1e-6).eval()
+    weight = originals(model)[0]
+    before = weight.detach().clone()
+    model(torch.randn(5, 3)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.testing.assert_close(weight.detach(), before - 0.1 * weight.grad)

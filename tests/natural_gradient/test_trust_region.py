@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 
+from fisherlayers.inverse_root import LowRank, random_basis
 from fisherlayers.natural_gradient.exact import exact_information
 from fisherlayers.natural_gradient.trust_region import (
     adapted_damping,
     clip_factor,
     kronecker_divergence,
     reduction_ratio,
+    whitened,
 )
+from fisherlayers.root import LowRankRoot
 
 
 def test_the_divergence_is_the_quadratic_form_of_the_kronecker_product():
@@ -36,6 +39,18 @@ def test_for_softmax_regression_on_one_input_it_is_the_divergence_itself_to_seco
         model.bias += size * step[:, -1]
     q = model(inputs).softmax(1)[0].detach()
     assert float((p * (p / q).log()).sum()) == pytest.approx(size**2 * float(model_of), rel=1e-3)
+
+
+def test_the_covariance_of_a_whitened_input_is_exact_along_the_basis_and_the_mean_elsewhere():
+    covariance = torch.randn(7, 7).double()
+    covariance = covariance @ covariance.T
+    low_rank = LowRank(torch.tensor(0.4).double(), random_basis(7, 3), torch.tensor([0.1, 0.2, 2.0]).double())
+    root = LowRankRoot(low_rank).dense()
+    exact, found = root @ covariance @ root, whitened(LowRankRoot(low_rank), covariance).dense()
+    basis = low_rank.basis
+    rest = torch.eye(7).double() - basis @ basis.T
+    torch.testing.assert_close((basis.T @ found @ basis).diagonal(), (basis.T @ exact @ basis).diagonal())
+    torch.testing.assert_close(rest @ found @ rest, rest * (rest @ exact).trace() / 4)
 
 
 def test_a_clipped_step_reaches_the_limit_exactly_and_a_short_one_is_left_alone():

@@ -10,10 +10,10 @@ It is the normalisation's secant through zero that is used, not its derivative: 
 to the vector's length, and its attributions would add up to nothing.
 
 Where u_j is close to zero, large parts of both signs cancel, and shares of them are noise blown up. Fisher vectors
-say how close is close: if descriptors were drawn from the mixture, phi_j would have variance 1 (F^(-1/2) is there for
-that), and u_j the standard error 1/sqrt(N). With eps that error times a factor, only the part u_j^2 / (u_j^2 + eps^2)
-of a term is shared out in proportion, the rest between the descriptors of the entry's component by their posteriors:
-the sum is still exact.
+say how close is close: if descriptors were drawn from the mixture, phi_j would have a variance of at most 1 (F^(-1/2)
+is there for that), and u_j a standard error of at most 1/sqrt(N). With eps that bound times a factor, only the part
+u_j^2 / (u_j^2 + eps^2) of a term is shared out in proportion, the rest between the descriptors of the entry's component
+by their posteriors: the sum is still exact.
 
 A descriptor's evidence is spread over the pixels of its patch, that of a higher layer's descriptor over the windows
 that it stacks and the descriptors in them. All of these are averages, whose adjoint keeps sums; padding and

@@ -126,10 +126,12 @@ class ExactNaturalGradient(Optimizer):
         for name, value in (("lr", lr), ("damping", damping), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, got {lr}")
-        if not damping > 0:
-            raise ValueError(f"damping must be positive (it is relative to the mean eigenvalue), got {damping}")
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {lr}")
+        if not 0 < damping < float("inf"):
+            raise ValueError(
+                f"damping must be positive and finite (it is relative to the mean eigenvalue), got {damping}"
+            )
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_output(output)

@@ -171,6 +171,10 @@ class Following(nn.Module):
             else:
                 self.pending = total(self.pending, moments(rows, self.pending.origin))
 
+    def forget_pending(self) -> None:
+        """Drop what forward passes have added since the last step."""
+        self.pending, self.forward_at = None, -1
+
     def absorb(self) -> None:
         """Enter the pending sums into the information, as one step."""
         if self.pending is not None:  # looked at in every step

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, Final, Literal, cast
 
 from torch import nn
@@ -133,13 +134,15 @@ def trust_of(mode: Mode, given: float | Literal["auto"] | None) -> float | None:
     Raises:
         ValueError: If it is not a positive number, None or ``"auto"``.
     """
-    if mode == "unit" and given not in {"auto", None}:
+    if mode == "unit" and given is not None and given != "auto":
         raise ValueError(f"trust_region belongs to modes 'input' and 'kronecker', and mode is {mode!r}: leave it out")
     if given == "auto":
         return _AUTO_TRUST if mode == "kronecker" else None
-    if given is not None and not (isinstance(given, int | float) and given > 0):
+    if given is None:
+        return None
+    if not (isinstance(given, Real) and given > 0):
         raise ValueError(f"trust_region must be a positive number, None or 'auto', got {given!r}")
-    return given
+    return float(given)
 
 
 def _in_blocks(mode: Mode, rule: Rule, weight: Weight) -> bool:
@@ -149,4 +152,4 @@ def _in_blocks(mode: Mode, rule: Rule, weight: Weight) -> bool:
 def _rank_of(size: int, rank: Rank) -> int | None:
     if rank == "auto":
         return _AUTO_RANK if size >= _AUTO_SIZE else None
-    return rank
+    return None if rank is None else int(rank)

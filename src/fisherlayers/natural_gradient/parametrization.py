@@ -173,7 +173,7 @@ class FisherWeight(Following):
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.pending, self.forward_at = None, -1  # seen by the state that is left
+        self.forget_pending()  # seen by the state that is left
         mean = state_dict.get(prefix + "mean")
         if isinstance(mean, Tensor) and mean.ndim > self.mean.ndim:
             self.split(len(mean))
@@ -182,9 +182,10 @@ class FisherWeight(Following):
                 if key.startswith(prefix) and value.is_floating_point() and not key.endswith((".count", ".power")):
                     state_dict[key] = value.expand(self.layout.groups, *value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.was_centred = None if self.mean.is_meta else bool(self.mean.any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.pending = None
+        self.forget_pending()
         self.reading.forget()
         with full_precision_of(self):  # there is no bf16 root
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Reconstruct a network so that plain descent on it is natural-gradient descent, and fold it back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -125,31 +125,33 @@ def reconstruct(
     if output_damping is not None and mode != "kronecker":
         raise ValueError(f"output_damping belongs to mode 'kronecker', and mode is {mode!r}: leave it out")
     for name, number, other in (("damping", damping, "auto"), ("output_damping", output_damping, None)):
-        if number != other and not (isinstance(number, int | float) and 0 < number < float("inf")):
+        if number != other and not (isinstance(number, Real) and 0 < number < float("inf")):
             raise ValueError(
                 f"{name} must be positive and finite (it is relative to the mean eigenvalue) or {other!r}, "
                 f"got {number!r}"
             )
     if not (isinstance(decay, Real) and 0 <= decay <= 1):
         raise ValueError(f"decay must lie in [0, 1] (1 = exact mean), got {decay!r}")
+    if compat and decay == 1:
+        raise ValueError("decay must be less than 1 with compat, a moving average from the identity, got 1")
     for name, value in (("refresh_every", refresh_every), ("statistics_every", statistics_every)):
-        if not (isinstance(value, int) and value >= 1):
+        if not (isinstance(value, Integral) and value >= 1):
             raise ValueError(f"{name} must be a whole number of optimizer steps, at least 1, got {value!r}")
-    if not (rank is None or rank == "auto" or (isinstance(rank, int) and rank >= 1)):
+    if not (rank is None or rank == "auto" or (isinstance(rank, Integral) and rank >= 1)):
         raise ValueError(f"rank must be a whole number of at least 1, None (dense) or 'auto', got {rank!r}")
-    if not (block_size is None or (isinstance(block_size, int) and block_size >= 1)):
+    if not (block_size is None or (isinstance(block_size, Integral) and block_size >= 1)):
         raise ValueError(f"block_size must be a whole number of inputs, at least 1, or None, got {block_size!r}")
     settings = Settings(
-        None if damping == "auto" else damping,
-        decay,
-        refresh_every,
-        statistics_every,
+        None if damping == "auto" else float(damping),
+        float(decay),
+        int(refresh_every),
+        int(statistics_every),
         None,
         trust=trust_of(mode, trust_region),
-        block_size=block_size,
+        block_size=None if block_size is None else int(block_size),
     )
     if output_damping is not None:
-        settings = settings._replace(output_damping=output_damping)
+        settings = settings._replace(output_damping=float(output_damping))
     lay_out(model)
     choices = chosen_layers(model, include, exclude)
     if any(is_sharded(parameter) for choice in choices for parameter in choice.layer.parameters()):

@@ -173,6 +173,11 @@ class UnitWeight(FisherWeight):
             self.pending = found if self.pending is None else total(self.pending, found)
             self._rows += rows.shape[-2]
 
+    @override
+    def forget_pending(self) -> None:
+        super().forget_pending()
+        self._rows = 0
+
     @torch.no_grad()
     @override
     def absorb(self) -> None:
@@ -182,10 +187,11 @@ class UnitWeight(FisherWeight):
             return
         if self.observed_at < 0:
             self.origin.copy_(pending.origin)
-            if self.compat:  # the weight that the identity keeps after one step is the decay
-                self.information.count.fill_(number / (1 - self.settings.decay))
+        new_step = self.observed_at != self.steps
+        if self.compat and new_step:  # what the past keeps is the decay, whatever the batch's size
+            self.information.count.fill_(number / (1 - self.settings.decay))
         moment = about(pending, self.origin).sums / number
-        self.information.update_from_moment(moment, number, new_step=self.observed_at != self.steps)
+        self.information.update_from_moment(moment, number, new_step=new_step)
         self._observed(number)
 
     @override
