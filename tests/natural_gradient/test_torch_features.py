@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fisherlayers.natural_gradient import fold, reconstruct
+from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 
@@ -177,6 +177,34 @@ def test_autocast_leaves_the_statistics_in_full_precision():
         sgd(model).step()
         moments.append(fisher_of(model[0]).information.value())
     assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "options"),
+    [
+        (perceptron, vectors, {"rank": None}),
+        (perceptron, vectors, {"rank": 3}),
+        (perceptron, vectors, {"mode": "kronecker"}),
+        (perceptron, vectors, {"mode": "unit"}),
+        (perceptron, vectors, {"block_size": 4}),
+        (convolutional, images, {}),
+    ],
+)
+def test_autocast_rounds_neither_what_is_read_nor_what_a_step_moves(make, data, options):
+    inputs, targets = data()
+    finals = []
+    for enabled in (False, True):
+        model = reconstruct(make().float(), statistics_every=1, refresh_every=2, **options)
+        optimizer = sgd(model)
+        for _ in range(5):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs.float()), targets).backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                optimizer.step()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            finals.append(plain_state_dict(model))
+    for name, tensor in finals[0].items():
+        assert torch.equal(finals[1][name], tensor), name
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, with any parametrization

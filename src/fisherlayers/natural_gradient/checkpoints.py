@@ -12,6 +12,7 @@ from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.places import is_host, order_of
 from fisherlayers.natural_gradient.readers import Bias, original
 from fisherlayers.natural_gradient.sharding import gathered, is_sharded, lay_out, whole
+from fisherlayers.precision import full_precision
 
 __all__ = ["accept_plain_keys", "key_of", "plain_state_dict", "refuse_plain_keys"]
 
@@ -145,9 +146,10 @@ def _from_plain(host: nn.Module, plain: dict[str, Tensor]) -> dict[str, Tensor]:
         fisher = fisher_of(host, name)
         if fisher is None:
             continue
-        rows, shift = value_from_plain(
-            fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
-        )
+        with full_precision(fisher.mean):
+            rows, shift = value_from_plain(
+                fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
+            )
         moved[name] = fisher.layout.tensor(rows, weight.shape).to(weight.dtype)
         for reader in fisher.readers:
             if reader.host is host and reader.bias in moved and shift is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.precision import full_precision
 from fisherlayers.root import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 
 __all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
@@ -80,7 +81,8 @@ def input_coordinates(
     root: Root
     if isinstance(previous, LowRankRoot):
         basis = previous.basis.double()
-        sketch = (power @ previous.basis).double()
+        with full_precision(power):
+            sketch = (power @ previous.basis).double()
         for sign, vector in terms:
             sketch = sketch + sign * vector.unsqueeze(-1) * (vector.unsqueeze(-2) @ basis)
         precision = rounding * _trace(power).double() / trace  # of the power, from which the outer products were taken
