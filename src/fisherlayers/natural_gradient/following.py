@@ -171,6 +171,10 @@ class Following(nn.Module):
             else:
                 self.pending = total(self.pending, moments(rows, self.pending.origin))
 
+    def forget_pending(self) -> None:
+        """Drop what was seen since the last step: it belongs to a state, a device or a precision that is left."""
+        self.pending = None
+
     def absorb(self) -> None:
         """Enter the pending sums into the information, as one step."""
         if self.pending is not None:  # looked at in every step

@@ -71,6 +71,11 @@ class KroneckerWeight(FisherWeight):
             self.pending_gradients = found if self.pending_gradients is None else total(self.pending_gradients, found)
 
     @override
+    def forget_pending(self) -> None:
+        super().forget_pending()
+        self.pending_gradients = None
+
+    @override
     def absorb(self) -> None:
         step = self.steps if self.pending is not None else None
         new_step = self.observed_at != self.steps

@@ -176,7 +176,8 @@ class FisherWeight(Following):
         self.shift.copy_(self.root.multiply(self.mean.unsqueeze(-2)).squeeze(-2))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.pending, self.forward_at = None, -1  # seen by the state that is left
+        self.forget_pending()
+        self.forward_at = -1
         mean = state_dict.get(prefix + "mean")
         if isinstance(mean, Tensor) and mean.ndim > self.mean.ndim:
             self.split(len(mean))
@@ -187,7 +188,7 @@ class FisherWeight(Following):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.pending = None
+        self.forget_pending()
         self.reading.forget()
         with full_precision_of(self):  # there is no bf16 root
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -173,6 +173,11 @@ class UnitWeight(FisherWeight):
             self.pending = found if self.pending is None else total(self.pending, found)
             self._rows += rows.shape[-2]
 
+    @override
+    def forget_pending(self) -> None:
+        super().forget_pending()
+        self._rows = 0
+
     @torch.no_grad()
     @override
     def absorb(self) -> None:
