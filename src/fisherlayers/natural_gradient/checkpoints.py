@@ -124,7 +124,8 @@ def _translate(
         )
     missing_keys += [prefix + name for name in names if name not in plain]
     for name, given in list(plain.items()):
-        shape = getattr(host, name).shape
+        here = getattr(host, name)
+        shape, plain[name] = here.shape, given.to(here.device)
         if given.shape != shape:
             error_msgs.append(
                 f"size mismatch for {prefix}{name}: {tuple(given.shape)} in the checkpoint, "
