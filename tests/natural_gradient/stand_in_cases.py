@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers import AveragedPlainModel, fold, plain_state_dict, reconstruct, refresh
+from fisherlayers import AveragedPlainModel, fold, plain_state_dict, precision, reconstruct, refresh
 from natural_gradient import stand_in_device as stand_in
 from natural_gradient.stand_in_device import NAME
 
@@ -128,6 +128,14 @@ def test_steps_between_refreshes_wait_for_the_device_only_for_a_trust_region(cas
     _, waits = trained(case, NAME)
     assert waits[0] > 1
     assert [waits[3], waits[5]] == [int(case in {"kronecker", "trust region"})] * 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_device_without_float64_takes_the_course_of_one_with_it(case, monkeypatch):
+    expected, _ = trained(case, NAME)
+    monkeypatch.setattr(stand_in, "float64", False)
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", {NAME})
+    check_close(trained.__wrapped__(case, NAME)[0], expected, 1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)

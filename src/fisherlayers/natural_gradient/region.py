@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.trust_region import change_power, clip_factor, whitened
+from fisherlayers.precision import widened
 from fisherlayers.root import Root
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class TrustRegion(nn.Module):
         Args:
             fisher: With the coordinates that are in use from now on.
         """
-        moment = fisher.information.value().double()
-        first, origin = moment[..., -1, :-1], fisher.origin.double()
-        step = origin - fisher.mean.double()
+        moment = widened(fisher.information.value())
+        first, origin = moment[..., -1, :-1], widened(fisher.origin)
+        step = origin - widened(fisher.mean)
         covariance = moment[..., :-1, :-1] + _outer(step, first) + _outer(first, step) + _outer(step, step)
         for mine, new in zip(self.spread.buffers(), whitened(fisher.root, covariance).buffers(), strict=True):
             mine.copy_(new)
