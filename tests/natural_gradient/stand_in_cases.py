@@ -214,6 +214,20 @@ def test_a_model_on_the_cpu_trains_under_another_default_device(case):
     check_close(plain_state_dict(model), expected, 1e-6)
 
 
+def test_a_captured_training_step_is_refused(monkeypatch):
+    model = reconstruct(perceptron()).to(NAME)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    inputs = torch.randn(64, 20).to(NAME)
+    step(model, optimizer, inputs)
+    monkeypatch.setattr(stand_in.StandInTensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
+        model(inputs)
+    with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
+        optimizer.step()
+    model.eval()(inputs)
+
+
 def test_averages_may_lie_on_the_cpu():
     model = reconstruct(perceptron()).to(NAME)
     average = AveragedPlainModel(model, device="cpu")

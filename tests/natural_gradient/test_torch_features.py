@@ -274,6 +274,20 @@ def test_tokens_are_positions_of_a_linear_layer():
     assert len(layers_of(model)) == 1
 
 
+def replicas(model):
+    # As torch.nn.parallel.replicate makes them, which needs two GPUs.
+    return [module._replicate_for_data_parallel() for module in model.modules()]
+
+
+def test_data_parallel_is_refused_where_it_copies_the_model():
+    model = reconstruct(perceptron())
+    inputs, _ = vectors()
+    assert torch.equal(nn.DataParallel(model)(inputs), model(inputs))  # without a GPU it copies nothing
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        replicas(model)
+    assert len(replicas(fold(model))) == 6
+
+
 def test_autocast_trains_through_low_rank_roots_as_well():
     torch.manual_seed(0)
     inputs, targets, first = torch.randn(40, 120).float(), torch.randint(0, 3, (40,)), nn.Linear(120, 3).float()

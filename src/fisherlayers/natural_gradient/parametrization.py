@@ -187,6 +187,13 @@ class FisherWeight(Following):
                     state_dict[key] = value.expand(self.layout.groups, *value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _replicate_for_data_parallel(self) -> Self:
+        raise RuntimeError(
+            "a reconstructed model cannot train or run under nn.DataParallel, which copies it to every GPU at every "
+            "forward pass: use DistributedDataParallel, one process a GPU (start trainers by torchrun), show it "
+            "one GPU (CUDA_VISIBLE_DEVICES=0), or fold(model) first"
+        )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.forget_pending()
         self.reading.forget()
