@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers import AveragedPlainModel, fold, plain_state_dict, precision, reconstruct, refresh
+from fisherlayers import AveragedPlainModel, FisherVectorLayer, fold, plain_state_dict, precision, reconstruct, refresh
 from natural_gradient import stand_in_device as stand_in
 from natural_gradient.stand_in_device import NAME
 
@@ -226,6 +226,21 @@ def test_a_captured_training_step_is_refused(monkeypatch):
     with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
         optimizer.step()
     model.eval()(inputs)
+
+
+@pytest.mark.parametrize("float64", [True, False])
+def test_a_layer_of_fisher_vectors(float64, monkeypatch):
+    monkeypatch.setattr(stand_in, "float64", float64)
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", set() if float64 else {NAME})
+    maps = torch.randn(2, 6, 5, 5)
+    found = []
+    for device in ("cpu", NAME):
+        torch.manual_seed(0)
+        layer = FisherVectorLayer(4, 6).to(device)
+        outputs = layer(maps.to(device))
+        outputs.square().mean().backward()
+        found.append([outputs.detach().cpu(), *(parameter.grad.cpu() for parameter in layer.parameters())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_averages_may_lie_on_the_cpu():
