@@ -10,11 +10,12 @@ import fisherlayers
 ROOT = Path(fisherlayers.__file__).parent
 
 # What each part may import from the package, besides itself.
-CORE = {"gram", "information", "inverse_root", "root", "layer"}
+CORE = {"precision", "gram", "information", "inverse_root", "root", "layer"}
 ALLOWED = {
+    "precision": set(),
     "gram": set(),
-    "information": {"gram"},
-    "inverse_root": set(),
+    "information": {"precision", "gram"},
+    "inverse_root": {"precision"},
     "files": set(),
     "model_files": set(),
     "root": {"inverse_root"},

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.gram import gram
+from fisherlayers.precision import has_float64
 
 __all__ = [
     "DenseInformation",
@@ -95,6 +96,10 @@ class FisherInformation(nn.Module, ABC):
         """
 
 
+def _type_of_counts(device: torch.device) -> torch.dtype:
+    return torch.float64 if has_float64(device) else torch.float32
+
+
 class _SecondMoment(FisherInformation):
     """State and bookkeeping that the dense (``order`` 2) and the diagonal (1) information share."""
 
@@ -120,15 +125,18 @@ class _SecondMoment(FisherInformation):
         self.batch_shape = tuple(batch_shape)
         shape = (*batch_shape, *[num_features] * self.order)
         self.register_buffer("second_moment", torch.zeros(shape, device=device, dtype=dtype))
-        self.register_buffer("count", torch.zeros((), device=device, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), device=device, dtype=_type_of_counts(self.second_moment.device)))
 
     @abstractmethod
     def _mean_moment(self, scores: Tensor) -> Tensor: ...
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        target = fn(self.second_moment.new_empty(0)).device
+        if not has_float64(target):
+            self.count.data = self.count.data.float()
         with full_precision_of(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.count.data = self.count.data.double()
+        self.count.data = self.count.data.to(_type_of_counts(target))
         return self
 
     @torch.no_grad()

@@ -24,6 +24,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fisherlayers.precision import widened
+
 __all__ = [
     "LowRank",
     "RootError",
@@ -82,7 +84,7 @@ def inverse_square_root(matrix: Tensor, *, damping: float = 0.0, method: RootMet
             f"method {method!r} left a residual of {float(residual.max()):.1e} (limit {_RESIDUAL_LIMIT:.0e}): "
             f"the matrix is singular or too ill-conditioned; raise damping (it is {damping})"
         )
-    return root.to(matrix.dtype)
+    return root.to(matrix)
 
 
 def root_residual(matrix: Tensor, root: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def low_rank_inverse_square_root(
         low_rank = low_rank_from_sketch(values @ omega, omega, trace, damping=damping, precision=precision)
     except ValueError:
         raise ValueError(_not_positive(matrix)) from None
-    return LowRank(*(tensor.to(matrix.dtype) for tensor in low_rank))
+    return LowRank(*(tensor.to(matrix) for tensor in low_rank))
 
 
 def low_rank_from_sketch(
@@ -194,7 +196,8 @@ def random_basis(size: int, rank: int, *, seed: int = 0) -> Tensor:
         (D, r), float64, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0]
+    # Said aloud: torch's default device may be another.
+    return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64, device="cpu"))[0]
 
 
 def _eigh(matrix: Tensor) -> Tensor:
@@ -275,7 +278,7 @@ def _checked(matrix: Tensor, damping: float) -> Tensor:
         raise ValueError(f"matrix must be of a real floating type, got {matrix.dtype}")
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping must be at least 0 and finite, got {damping}")
-    values = matrix.to(torch.float64)
+    values = widened(matrix)
     if not bool(torch.isfinite(values).all()):
         raise ValueError("matrix must be finite: found NaN or infinity")
     asymmetry = (values - values.mT).abs().amax((-2, -1))
@@ -286,5 +289,5 @@ def _checked(matrix: Tensor, damping: float) -> Tensor:
 
 
 def _not_positive(matrix: Tensor) -> str:
-    smallest = float(torch.linalg.eigvalsh(matrix.double()).min())
+    smallest = float(torch.linalg.eigvalsh(widened(matrix)).min())
     return f"matrix must be positive semi-definite, got an eigenvalue of {smallest:.3g}"

@@ -6,7 +6,7 @@ import torch
 from sklearn.model_selection import GridSearchCV
 
 from fisher_vectors.texture_images import textures
-from fisherlayers import DeepFisherNetwork
+from fisherlayers import DeepFisherNetwork, FisherVectorTransformer
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.sift import DenseSift
 
@@ -85,6 +85,12 @@ def test_a_device_that_is_not_there_is_said():
     model.set_params(device="cuda")
     with pytest.raises(ValueError, match="device is 'cuda', and torch finds none on this machine"):
         model.predict(textures(2)[0])
+
+
+@pytest.mark.parametrize("kind", [DeepFisherNetwork, FisherVectorTransformer])
+def test_a_device_without_float64_is_refused(kind):
+    with pytest.raises(ValueError, match="device is 'mps', which has no float64"):
+        kind(device="mps").fit(*textures(2))
 
 
 def test_a_grid_of_numpy_numbers_is_searched():

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fisherlayers.natural_gradient import fold, reconstruct
+from fisherlayers.natural_gradient import fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 
@@ -179,6 +179,34 @@ def test_autocast_leaves_the_statistics_in_full_precision():
     assert torch.equal(*moments)
 
 
+@pytest.mark.parametrize(
+    ("make", "data", "options"),
+    [
+        (perceptron, vectors, {"rank": None}),
+        (perceptron, vectors, {"rank": 3}),
+        (perceptron, vectors, {"mode": "kronecker"}),
+        (perceptron, vectors, {"mode": "unit"}),
+        (perceptron, vectors, {"block_size": 4}),
+        (convolutional, images, {}),
+    ],
+)
+def test_autocast_rounds_neither_what_is_read_nor_what_a_step_moves(make, data, options):
+    inputs, targets = data()
+    finals = []
+    for enabled in (False, True):
+        model = reconstruct(make().float(), statistics_every=1, refresh_every=2, **options)
+        optimizer = sgd(model)
+        for _ in range(5):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs.float()), targets).backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                optimizer.step()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            finals.append(plain_state_dict(model))
+    for name, tensor in finals[0].items():
+        assert torch.equal(finals[1][name], tensor), name
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, with any parametrization
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_trains_as_an_eager_one(backend):
@@ -244,6 +272,20 @@ def test_tokens_are_positions_of_a_linear_layer():
     model(torch.randn(3, 5, 4))
     assert fisher_of(model).pending.number == 15
     assert len(layers_of(model)) == 1
+
+
+def replicas(model):
+    # As torch.nn.parallel.replicate makes them, which needs two GPUs.
+    return [module._replicate_for_data_parallel() for module in model.modules()]
+
+
+def test_data_parallel_is_refused_where_it_copies_the_model():
+    model = reconstruct(perceptron())
+    inputs, _ = vectors()
+    assert torch.equal(nn.DataParallel(model)(inputs), model(inputs))  # without a GPU it copies nothing
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        replicas(model)
+    assert len(replicas(fold(model))) == 6
 
 
 def test_autocast_trains_through_low_rank_roots_as_well():

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fisherlayers.precision import widened
+
 __all__ = [
     "DiagonalMixture",
     "LogJoint",
@@ -65,7 +67,7 @@ class DiagonalMixture:
                 raise ValueError(f"{name} must be finite, found NaN or infinity")
             if name != "means" and not bool((tensor > 0).all()):
                 raise ValueError(f"{name} must be positive, got a smallest entry of {float(tensor.min()):.3g}")
-        total = float(self.weights.detach().double().sum())
+        total = float(widened(self.weights.detach()).sum())
         if abs(total - 1.0) > max(1e-3, torch.finfo(self.weights.dtype).eps):
             raise ValueError(f"weights must sum to one, got {total:.6g}")
 

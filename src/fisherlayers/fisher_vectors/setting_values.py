@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fisherlayers.precision import has_float64
+
 __all__ = ["as_number", "as_setting", "as_switch", "as_whole_number", "check_device"]
 
 
@@ -104,12 +106,14 @@ def check_device(device: Any) -> None:
         device: As for ``torch.device``.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or it has no float64.
     """
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from None
-    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not has_float64(torch.device(device)):
+        raise ValueError(f"device is {device!r}, which has no float64, and fitted networks need it: take 'cpu'")
+    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available}
     if kind in there and not there[kind]():
         raise ValueError(f"device is {device!r}, and torch finds none on this machine: take 'cpu'")

@@ -21,6 +21,7 @@ from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import reporter, single_torch_thread
+from fisherlayers.fisher_vectors.setting_values import check_device
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.stage import FisherStage
 from fisherlayers.fisher_vectors.training import fit_network
@@ -154,6 +155,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         return tags
 
     def _execution(self) -> Execution:
+        check_device(self.device)
         memory = None if self.memory is None else parse_bytes(self.memory)
         return Execution(self.n_jobs, reporter(self.verbose, None), memory, device=self.device)
 

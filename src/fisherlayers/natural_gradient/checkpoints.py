@@ -12,6 +12,7 @@ from fisherlayers.natural_gradient.parametrization import fisher_of
 from fisherlayers.natural_gradient.places import is_host, order_of
 from fisherlayers.natural_gradient.readers import Bias, original
 from fisherlayers.natural_gradient.sharding import gathered, is_sharded, lay_out, whole
+from fisherlayers.precision import full_precision
 
 __all__ = ["accept_plain_keys", "key_of", "plain_state_dict", "refuse_plain_keys"]
 
@@ -123,7 +124,8 @@ def _translate(
         )
     missing_keys += [prefix + name for name in names if name not in plain]
     for name, given in list(plain.items()):
-        shape = getattr(host, name).shape
+        here = getattr(host, name)
+        shape, plain[name] = here.shape, given.to(here.device)
         if given.shape != shape:
             error_msgs.append(
                 f"size mismatch for {prefix}{name}: {tuple(given.shape)} in the checkpoint, "
@@ -145,9 +147,10 @@ def _from_plain(host: nn.Module, plain: dict[str, Tensor]) -> dict[str, Tensor]:
         fisher = fisher_of(host, name)
         if fisher is None:
             continue
-        rows, shift = value_from_plain(
-            fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
-        )
+        with full_precision(fisher.mean):
+            rows, shift = value_from_plain(
+                fisher.layout.rows(weight).to(fisher.mean), torch.zeros_like(fisher.mean[..., :1]), fisher.coordinates
+            )
         moved[name] = fisher.layout.tensor(rows, weight.shape).to(weight.dtype)
         for reader in fisher.readers:
             if reader.host is host and reader.bias in moved and shift is not None:

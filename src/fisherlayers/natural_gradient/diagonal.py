@@ -10,6 +10,7 @@ from fisherlayers.information import DiagonalInformation, FisherInformation
 from fisherlayers.layer import identity_root
 from fisherlayers.natural_gradient.coordinates import Coordinates
 from fisherlayers.natural_gradient.parametrization import FisherWeight
+from fisherlayers.precision import widened
 from fisherlayers.root import DiagonalRoot, Root
 
 __all__ = ["Counts", "DiagonalWeight"]
@@ -72,8 +73,8 @@ class DiagonalWeight(FisherWeight):
         Returns:
             New coordinates.
         """
-        frequencies = self.information.value().double()
+        frequencies = widened(self.information.value())
         total = frequencies.sum(-1, keepdim=True)
         damped = frequencies + self.damping * total / frequencies.shape[-1]
         scale = (total / (frequencies / damped).sum(-1, keepdim=True)).sqrt()  # tr(S F S) = tr F
-        return Coordinates(DiagonalRoot((scale * damped.rsqrt()).to(self.mean.dtype)), torch.zeros_like(self.mean))
+        return Coordinates(DiagonalRoot((scale * damped.rsqrt()).to(self.mean)), torch.zeros_like(self.mean))

@@ -172,7 +172,7 @@ class Following(nn.Module):
                 self.pending = total(self.pending, moments(rows, self.pending.origin))
 
     def forget_pending(self) -> None:
-        """Drop what forward passes have added since the last step."""
+        """Drop what was seen since the last step: it belongs to a state, a device or a precision that is left."""
         self.pending, self.forward_at = None, -1
 
     def absorb(self) -> None:

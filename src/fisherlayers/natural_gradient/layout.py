@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fisherlayers.precision import has_float64
+
 __all__ = ["Layout", "lying_as", "thinned"]
 
 _GOLDEN = 0.6180339887498949
@@ -91,5 +93,5 @@ def thinned(total: int, count: int, device: torch.device) -> Tensor | None:
     """
     if total <= count:
         return None
-    steps = torch.arange(count, dtype=torch.float64, device=device)
-    return ((steps * _GOLDEN).remainder(1.0) * total).long()
+    steps = torch.arange(count, dtype=torch.float64, device=device if has_float64(device) else "cpu")
+    return ((steps * _GOLDEN).remainder(1.0) * total).long().to(device)

@@ -17,6 +17,7 @@ from fisherlayers.natural_gradient.readers import Reader, parametrization_of
 from fisherlayers.natural_gradient.reading import Reading
 from fisherlayers.natural_gradient.region import TrustRegion
 from fisherlayers.natural_gradient.roots import input_coordinates
+from fisherlayers.precision import full_precision
 from fisherlayers.root import Root
 
 __all__ = ["FisherWeight", "fisher_of", "fisher_weights"]
@@ -79,7 +80,8 @@ class FisherWeight(Following):
             (out,).
         """
         rows = self.layout.rows(weight).to(self.shift.dtype)
-        return (rows @ self.shift.unsqueeze(-1)).flatten()
+        with full_precision(rows):
+            return (rows @ self.shift.unsqueeze(-1)).flatten()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return W' = T^(-1) W S^(-1), and shift d so that assigning to the weight leaves the bias b.
@@ -94,7 +96,8 @@ class FisherWeight(Following):
         biases = self.biases()
         if biases:
             before = self.layout.rows(self.weight).to(self.mean.dtype)
-            change = ((rows - before) @ self.shift.unsqueeze(-1)).flatten()
+            with full_precision(rows):
+                change = ((rows - before) @ self.shift.unsqueeze(-1)).flatten()
             for bias in biases:
                 bias.view_of(bias.parameter).add_(change)
         return self.layout.tensor(rows, weight.shape).to(weight.dtype).contiguous()
@@ -183,6 +186,13 @@ class FisherWeight(Following):
                     state_dict[key] = value.expand(self.layout.groups, *value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.was_centred = None if self.mean.is_meta else bool(self.mean.any())
+
+    def _replicate_for_data_parallel(self) -> Self:
+        raise RuntimeError(
+            "a reconstructed model cannot train or run under nn.DataParallel, which copies it to every GPU at every "
+            "forward pass: use DistributedDataParallel, one process a GPU (start trainers by torchrun), show it "
+            "one GPU (CUDA_VISIBLE_DEVICES=0), or fold(model) first"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.forget_pending()

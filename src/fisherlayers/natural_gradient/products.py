@@ -6,12 +6,12 @@ matrix products. A root that is a multiple of the identity, in whatever structur
 decides the step time on a CPU.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
+from fisherlayers.precision import full_precision
 from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
 __all__ = [
@@ -46,7 +46,8 @@ def multiply(root: Root, rows: Tensor, factors: "Factors | None" = None) -> Tens
         return _product(rows, factors.bare, factors.weighted, factors.scale)
     if fusible(root, rows):
         return _product(rows, root.basis, root.basis * (root.gains - root.scale), root.scale.item())
-    return root.multiply(rows)
+    with full_precision(rows):
+        return root.multiply(rows)
 
 
 class LowRankFactors(NamedTuple):
@@ -135,10 +136,10 @@ def multiply_and_shift(rows: Tensor, bias: Tensor, factors: Factors) -> tuple[Te
         # A node written in Python takes longer than the one addition that it saves.
         return rows @ factors.matrix, torch.addmv(bias, rows, factors.shift, alpha=-1)
     if isinstance(factors, ScaledIdentity):
-        with _full_precision():
+        with full_precision(rows):
             return _scaled(rows, factors.scale), torch.addmv(bias, rows, factors.shift, alpha=-1)
     node: Any = _ShiftedDenseProduct if isinstance(factors, DenseFactors) else _ShiftedProduct
-    with _full_precision():
+    with full_precision(rows):
         both: tuple[Tensor, Tensor] = node.apply(rows, bias, *factors[:3])
     return both
 
@@ -181,7 +182,8 @@ def solve(root: Root, rows: Tensor) -> Tensor:
     if fusible(root, rows):
         scale = 1 / root.scale
         return _product(rows, root.basis, root.basis * (1 / root.gains - scale), scale.item())
-    return root.solve(rows)
+    with full_precision(rows):
+        return root.solve(rows)
 
 
 def fusible(root: Root, rows: Tensor) -> TypeGuard[LowRankRoot]:
@@ -207,19 +209,9 @@ def fusible(root: Root, rows: Tensor) -> TypeGuard[LowRankRoot]:
 
 
 def _product(rows: Tensor, basis: Tensor, weighted: Tensor, scale: float) -> Tensor:
-    with _full_precision():
+    with full_precision(rows):
         result: Tensor = _LowRankProduct.apply(rows, basis, weighted, scale)  # type: ignore[no-untyped-call]
     return result
-
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
-
-
-def _full_precision() -> AbstractContextManager[Any]:
-    # Autocast would round the products, and give a gradient of another type than the factors.
-    if not torch.is_autocast_enabled("cpu"):
-        return _NOTHING
-    return torch.autocast("cpu", enabled=False)
 
 
 class _LowRankProduct(torch.autograd.Function):
@@ -268,7 +260,7 @@ class _ShiftedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         basis, weighted = ctx.saved_tensors
-        with _full_precision():
+        with full_precision(gradient):
             products = gradient @ weighted
             products[:, -1] = shifted
             return (products @ basis.mT).add_(gradient, alpha=ctx.scale), shifted, None, None, None
@@ -285,5 +277,5 @@ class _ShiftedDenseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, None, None]:
         matrix, shift = ctx.saved_tensors
-        with _full_precision():
+        with full_precision(gradient):
             return torch.addr(gradient @ matrix, shifted, shift, alpha=-1), shifted, None, None

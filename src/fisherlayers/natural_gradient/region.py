@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fisherlayers.natural_gradient.coordinates import mixed
 from fisherlayers.natural_gradient.trust_region import change_power, clip_factor, whitened
+from fisherlayers.precision import widened
 from fisherlayers.root import Root
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class TrustRegion(nn.Module):
         Args:
             fisher: With the coordinates that are in use from now on.
         """
-        moment = fisher.information.value().double()
-        first, origin = moment[..., -1, :-1], fisher.origin.double()
-        step = origin - fisher.mean.double()
+        moment = widened(fisher.information.value())
+        first, origin = moment[..., -1, :-1], widened(fisher.origin)
+        step = origin - widened(fisher.mean)
         covariance = moment[..., :-1, :-1] + _outer(step, first) + _outer(first, step) + _outer(step, step)
         for mine, new in zip(self.spread.buffers(), whitened(fisher.root, covariance).buffers(), strict=True):
             mine.copy_(new)
@@ -64,7 +65,7 @@ class TrustRegion(nn.Module):
         Args:
             fisher: The local Fisher layer.
         """
-        self._before = [part.detach().clone() for part in _parts(fisher)] if float(self.power) > 0 else None
+        self._before = [part.detach().clone() for part in _parts(fisher)]
 
     def change(self, fisher: FisherWeight) -> Tensor | None:
         """Return E|Δo|² of the step since ``begin``, over N/D E|x|².
@@ -73,12 +74,12 @@ class TrustRegion(nn.Module):
             fisher: The local Fisher layer.
 
         Returns:
-            A scalar; None if there are no statistics yet.
+            A scalar, 0 if there are no statistics yet; None if ``begin`` was not called.
         """
         if self._before is None:
             return None
         steps = [part.detach() - before for part, before in zip(_parts(fisher), self._before, strict=True)]
-        return self._outputs(fisher, steps) / self.power
+        return torch.where(self.power > 0, self._outputs(fisher, steps) / self.power, 0.0)
 
     def shorten(self, fisher: FisherWeight, factor: float) -> None:
         """Scale the step since ``begin``, and forget where it started.
@@ -110,7 +111,8 @@ def limit_steps(fishers: list[FisherWeight]) -> None:
     changes = [(fisher, region, region.change(fisher)) for fisher, region in found]
     started = [(fisher, region, change) for fisher, region, change in changes if change is not None]
     if started:
-        values = torch.stack([change for _, _, change in started]).tolist()  # one wait for the device
+        first = started[0][2].device
+        values = torch.stack([change.to(first) for _, _, change in started]).tolist()  # one wait for the device
         for (fisher, region, _), value in zip(started, values, strict=True):
             region.shorten(fisher, clip_factor(value, region.limit**2))
 

@@ -1,5 +1,6 @@
 """The root of a layer's input: centre, damp, invert, scale."""
 
+import copy
 import math
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank, inverse_square_root, low_rank_from_sketch
 from fisherlayers.natural_gradient.coordinates import Coordinates
+from fisherlayers.precision import full_precision, has_float64
 from fisherlayers.root import BlockRoot, DenseRoot, DiagonalRoot, LowRankRoot, Root
 
 __all__ = ["automatic_damping", "input_coordinates", "plain_coordinates"]
@@ -60,6 +62,10 @@ def input_coordinates(
     Returns:
         Root and mean in the dtype of ``origin``; None if no group's input ever varied.
     """
+    if not has_float64(origin.device):
+        device, here = origin.device, copy.deepcopy(previous).cpu()
+        found = input_coordinates(second_moment.cpu(), origin.cpu(), centred=centred, damping=damping, previous=here)
+        return None if found is None else Coordinates(found.root.to(device), found.mean.to(device))
     power, centre = second_moment[..., :-1, :-1], second_moment[..., -1, :-1].double()
     mean = origin.double() + centre
     # C, or E[x xᵀ], is the power around the origin with two outer products: no copy of a wide matrix is needed.
@@ -74,13 +80,14 @@ def input_coordinates(
         second_moment, origin = second_moment.clone(), origin.clone()
         second_moment[still], origin[still] = torch.eye(size + 1).to(second_moment), 0.0
         return input_coordinates(second_moment, origin, centred=centred, damping=damping, previous=previous)
-    found = (mean if centred else torch.zeros_like(mean)).to(origin.dtype)
+    middle = (mean if centred else torch.zeros_like(mean)).to(origin.dtype)
     if math.isinf(damping):
-        return Coordinates(_identity(previous), found)
+        return Coordinates(_identity(previous), middle)
     root: Root
     if isinstance(previous, LowRankRoot):
         basis = previous.basis.double()
-        sketch = (power @ previous.basis).double()
+        with full_precision(power):
+            sketch = (power @ previous.basis).double()
         for sign, vector in terms:
             sketch = sketch + sign * vector.unsqueeze(-1) * (vector.unsqueeze(-2) @ basis)
         precision = rounding * _trace(power).double() / trace  # of the power, from which the outer products were taken
@@ -101,7 +108,7 @@ def input_coordinates(
         whitened = ((matrix @ information) * matrix).sum((-2, -1))
     total = _trace(power).double() - centre.square().sum(-1) + mean.square().sum(-1)  # E|x|²
     c = (torch.minimum(total, _MOST_POWER * trace) / whitened).sqrt()
-    return Coordinates(_scaled(root, c, origin.dtype), found)
+    return Coordinates(_scaled(root, c, origin.dtype), middle)
 
 
 def _scaled(root: Root, c: Tensor, dtype: torch.dtype) -> Root:

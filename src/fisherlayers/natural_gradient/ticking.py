@@ -156,6 +156,7 @@ def _before_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if layer.training:  # also where nothing is due: other processes may differ, and are to agree
         find_processes(fishers.values())
     if counts:
+        _check_captured(fishers.values())
         _observe(layer, observation.rule, Call(args, kwargs, 0), fishers)
     if observation.rule.repeats:
         for fisher in fishers.values():
@@ -204,6 +205,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     fishers = _stepped(optimizer)
     if fishers:
         check_optimizer(optimizer)
+        _check_captured(fishers)
     if _makes_state(optimizer):
         return
     if fishers or any(_biases.get(parameter) is not None for parameter in _parameters(optimizer)):
@@ -229,6 +231,15 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     # A closure's forward passes come after the hook above; what they saw must not be lost in a checkpoint taken now.
     if with_closure:
         _absorb(fishers)
+
+
+def _check_captured(fishers: Iterable[FisherWeight]) -> None:
+    if any(fisher.mean.is_cuda for fisher in fishers) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a training step of a reconstructed model is being captured into a CUDA graph, whose replays run past what "
+            "is observed and refreshed: train without the capture (torch.compile may stay); in evaluation mode, and "
+            "after fold(model), it may be captured"
+        )
 
 
 def _makes_state(optimizer: Optimizer) -> bool:

@@ -19,6 +19,7 @@ from fisherlayers.natural_gradient.coordinates import (
 from fisherlayers.natural_gradient.layout import Layout
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.sharding import writable
+from fisherlayers.precision import full_precision
 
 __all__ = ["move"]
 
@@ -60,7 +61,11 @@ def move(fisher: FisherWeight, new: Coordinates, optimizers: Iterable[Optimizer]
         new: Root, of the structure of the one in use, and mean.
         optimizers: Those that hold its parameters.
     """
-    optimizers = list(optimizers)
+    with full_precision(fisher.mean):
+        _move(fisher, new, list(optimizers))
+
+
+def _move(fisher: FisherWeight, new: Coordinates, optimizers: Sequence[Optimizer]) -> None:
     weight, biases = fisher.weight, [bias.parameter for bias in fisher.biases()]
     if weight.grad is not None:
         _move_gradient(fisher, new, weight.grad, [bias.grad for bias in biases])

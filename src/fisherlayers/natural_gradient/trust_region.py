@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fisherlayers.inverse_root import LowRank
 from fisherlayers.natural_gradient.products import multiply
+from fisherlayers.precision import widened
 from fisherlayers.root import DenseRoot, LowRankRoot, Root
 
 __all__ = ["adapted_damping", "change_power", "clip_factor", "kronecker_divergence", "reduction_ratio", "whitened"]
@@ -35,16 +36,16 @@ def whitened(root: Root, covariance: Tensor) -> Root:
     Returns:
         V itself as something that multiplies; for a low-rank S exact along its basis, the mean elsewhere.
     """
-    values = covariance.double()
+    values = widened(covariance)
     if not isinstance(root, LowRankRoot):
-        matrix = root.dense().double()
-        return DenseRoot((matrix @ values @ matrix).to(root.dense().dtype))
-    basis, gains, scale = root.basis.double(), root.gains.double(), root.scale.double()
+        matrix = widened(root.dense())
+        return DenseRoot((matrix @ values @ matrix).to(root.dense()))
+    basis, gains, scale = widened(root.basis), widened(root.gains), widened(root.scale)
     leading = ((values @ basis) * basis).sum(-2)
     rest = values.diagonal(dim1=-2, dim2=-1).sum(-1) - leading.sum(-1)
     tail = scale.square() * rest.clamp_min(0) / max(1, basis.shape[-2] - basis.shape[-1])
     spread = LowRank(tail, basis, gains.square() * leading)
-    return LowRankRoot(LowRank(*(tensor.to(root.scale.dtype) for tensor in spread)))
+    return LowRankRoot(LowRank(*(tensor.to(root.scale) for tensor in spread)))
 
 
 def change_power(weight: Tensor, bias: Tensor | None, spread: Root) -> Tensor:

@@ -22,6 +22,7 @@ from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
+from fisherlayers.precision import widened
 from fisherlayers.root import DenseRoot, DiagonalRoot
 
 __all__ = ["UnitCoordinates", "UnitWeight", "check_size", "homogeneous", "released_coordinates", "unit_moments"]
@@ -92,7 +93,7 @@ def released_coordinates(information: Tensor, *, damping: float, centred: bool =
     Returns:
         Root, mean and gain; see ``UnitCoordinates``.
     """
-    values = information.double() if centred else information[..., :-1, :-1].double()
+    values = widened(information if centred else information[..., :-1, :-1])
     size = values.shape[-1]
     trace = values.diagonal(dim1=-2, dim2=-1).sum(-1)
     damped = values + damping * trace[..., None, None] * torch.eye(size, dtype=values.dtype, device=values.device)
@@ -200,7 +201,7 @@ class UnitWeight(FisherWeight):
         if self.compat:
             found = released_coordinates(values, damping=damping, centred=self.centred)
             gain = found.gain.unsqueeze(-1).expand_as(self.output.gains)
-            tensors = [tensor.to(self.mean.dtype) for tensor in (found.root, found.mean, gain)]
+            tensors = [tensor.to(self.mean) for tensor in (found.root, found.mean, gain)]
             return Coordinates(DenseRoot(tensors[0]), tensors[1], DiagonalRoot(tensors[2].clone()))
         share = values[..., -1, -1]
         moment = values / share[..., None, None].clamp_min(torch.finfo(values.dtype).tiny)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
-from fisherlayers.fisher_vectors.differentiable.precision import full_precision
 from fisherlayers.fisher_vectors.encoding import append_positions, fisher_vectors
 from fisherlayers.fisher_vectors.expectation_maximisation import fit_mixture
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture
 from fisherlayers.fisher_vectors.normalization import l2_normalize, signed_power
+from fisherlayers.precision import full_precision
 
 __all__ = ["FisherVectorLayer"]
 

@@ -14,12 +14,12 @@ from torch.nn.functional import interpolate, pad
 
 from fisherlayers.fisher_vectors.descriptors import rescale_to_max_pixels
 from fisherlayers.fisher_vectors.differentiable.mixture import TrainableMixture
-from fisherlayers.fisher_vectors.differentiable.precision import full_precision
 from fisherlayers.fisher_vectors.encoding import append_positions
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.normalization import l2_normalize
 from fisherlayers.fisher_vectors.pca import PrincipalComponents
 from fisherlayers.fisher_vectors.stage import FisherStage
+from fisherlayers.precision import full_precision
 
 __all__ = ["FisherNetworkModule"]
 
