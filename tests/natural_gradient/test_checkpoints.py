@@ -257,3 +257,51 @@ def test_keys_of_a_model_whose_activations_are_checkpointed(first):
     other = wrap(reconstruct(perceptron(seed=8)))
     other.load_state_dict(state)
     torch.testing.assert_close(other(vectors()[0]), model(vectors()[0]))
+
+
+def wide():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+SETTINGS = {
+    "low rank": {"rank": 2},
+    "dense": {"rank": None},
+    "kronecker": {"mode": "kronecker", "rank": None},
+    "unit": {"mode": "unit"},
+    "blocks": {"block_size": 3, "rank": None},
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("own", SETTINGS)
+@pytest.mark.parametrize("other", SETTINGS)
+def test_coordinates_of_other_settings_are_refused_and_leave_the_function(own, other, strict):
+    inputs, labels = torch.randn(32, 6), torch.arange(32) % 3
+    models = [reconstruct(wide(), **SETTINGS[name]) for name in (own, other)]
+    for model in models:
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, labels, 3)
+    model, saved = models[0], models[1].state_dict()
+    if own == other:
+        model.load_state_dict(saved, strict=strict)
+        assert torch.equal(model(inputs), models[1](inputs))
+        return
+    weight = model[0].weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"0\.weight: the checkpoint has .*, the model .*plain_state_dict"):
+        model.load_state_dict(saved, strict=strict)
+    assert torch.equal(model[0].weight, weight)
+    model.load_state_dict(plain_state_dict(models[1]), strict=strict)
+    torch.testing.assert_close(model(inputs), models[1](inputs))
+
+
+@pytest.mark.parametrize("lost", ["original", "0.root.matrix", "0.mean"])
+def test_a_weight_without_its_root_is_refused_and_whole_layers_may_be_left_out(lost):
+    saved = trained(rank=None)[0].state_dict()
+    model = reconstruct(perceptron(seed=9), rank=None)
+    before = layers_of(model)[0].weight.detach().clone()
+    part = {key: value for key, value in saved.items() if not key.startswith("0.")}
+    model.load_state_dict(part, strict=False)
+    assert torch.equal(layers_of(model)[0].weight, before)
+    del saved[f"0.parametrizations.weight.{lost}"]
+    with pytest.raises(RuntimeError, match=r"0\.weight: the checkpoint has .* or is not whole"):
+        model.load_state_dict(saved, strict=False)
