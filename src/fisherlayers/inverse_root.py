@@ -193,7 +193,7 @@ def random_basis(size: int, rank: int, *, seed: int = 0) -> Tensor:
         (D, r), float64, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0]
+    return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64, device="cpu"))[0]
 
 
 def _eigh(matrix: Tensor) -> Tensor:

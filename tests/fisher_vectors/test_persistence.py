@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fisher_vectors.texture_images import textures
-from fisherlayers.fisher_vectors import DeepFisherNetwork
+from fisherlayers.fisher_vectors import DeepFisherNetwork, FisherVectorTransformer
 from fisherlayers.fisher_vectors.persistence import ModelFolderError, read_folder, take, write_folder
 
 # Settings and parameters that the first models did not have.
@@ -437,6 +437,29 @@ def test_class_weights_come_back_under_their_labels(tmp_path, kind):
     again = DeepFisherNetwork.load(tmp_path / "model")
     assert again.class_weight == weights
     assert np.array_equal(again.fit(images, y).coef_, model.coef_)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_the_default_device_has_no_influence(model, saved, n_jobs):
+    # "meta" holds no numbers: whatever is made there by mistake cannot be used.
+    images, labels = textures(4)
+    expected = model.decision_function(images), model.evidence(images[:1])[0]
+    features = FisherVectorTransformer(settings={"components": 2, "dimensions": 4, "iterations": 1}, random_state=0)
+    rows = features.fit_transform(images, labels)
+    fitted = small_model_of(images, labels)
+    torch.set_default_device("meta")
+    try:
+        again = DeepFisherNetwork.load(saved).set_params(n_jobs=n_jobs)
+        found = again.decision_function(images), again.evidence(images[:1])[0]
+        again.save(saved)
+        assert {tensor.device.type for tensor in again.to_module().state_dict().values()} == {"cpu"}
+        assert np.array_equal(features.fit_transform(images, labels), rows)
+        assert np.array_equal(small_model_of(images, labels, n_jobs=n_jobs).coef_, fitted.coef_)
+    finally:
+        torch.set_default_device(None)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(mine, theirs)
+    assert np.array_equal(DeepFisherNetwork.load(saved).decision_function(images), expected[0])
 
 
 def test_dates_are_labels(tmp_path):

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.parallel import on_cpu
 from fisherlayers.fisher_vectors.persistence import (
     ModelFolderError,
     network_from_tensors,
@@ -61,6 +62,7 @@ class Saving:
         """
         write_folder(folder, *self._contents())
 
+    @on_cpu
     def _contents(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         # What `write_folder` writes.
         check_is_fitted(self)
@@ -81,6 +83,7 @@ class Saving:
         return config, tensors
 
     @classmethod
+    @on_cpu
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read a classifier that `save` wrote. No code of the folder is run.
 

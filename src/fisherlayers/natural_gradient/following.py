@@ -217,7 +217,8 @@ class Following(nn.Module):
             Steps, step of the last observation, step of the last refresh, inputs in the last observation, and whether
             the optimizer's steps are orthogonal.
         """
-        return torch.tensor([self.steps, self.observed_at, self.refreshed_at, self.rows, int(self.orthogonal)])
+        counters = [self.steps, self.observed_at, self.refreshed_at, self.rows, int(self.orthogonal)]
+        return torch.tensor(counters, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the counters from a ``state_dict``.

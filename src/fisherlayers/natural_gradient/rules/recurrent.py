@@ -112,8 +112,8 @@ class _Steps(NamedTuple):
     @staticmethod
     def of(sizes: Tensor) -> "_Steps":
         offsets = sizes.cumsum(0) - sizes
-        times = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        return _Steps(sizes, offsets, times, torch.arange(len(times)) - offsets[times])
+        times = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+        return _Steps(sizes, offsets, times, torch.arange(len(times), device=sizes.device) - offsets[times])
 
     def before(self, states: Tensor, start: Tensor, *, reverse: bool) -> Tensor:
         """Return the state that each row comes from: of the time before, or after if reversed, or the start."""
@@ -161,7 +161,7 @@ def _given(layer: nn.RNNBase, call: Call) -> _Given:
             inputs, states = inputs.unsqueeze(1), None if states is None else [state.unsqueeze(1) for state in states]
         elif layer.batch_first:
             inputs = inputs.transpose(0, 1)
-        data, sizes = inputs.flatten(0, 1), torch.full((len(inputs),), inputs.shape[1])
+        data, sizes = inputs.flatten(0, 1), torch.full((len(inputs),), inputs.shape[1], device="cpu")
     if states is None:
         number = layer.num_layers * (2 if layer.bidirectional else 1)
         widths = [layer.proj_size or layer.hidden_size] + [layer.hidden_size] * (layer.mode == "LSTM")
