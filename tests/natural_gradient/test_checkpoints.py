@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from fisherlayers.natural_gradient import AveragedPlainModel, fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.race import Muon
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 
 NETWORKS = {"perceptron": (perceptron, vectors), "convolutional": (convolutional, images)}
@@ -305,3 +306,81 @@ def test_a_weight_without_its_root_is_refused_and_whole_layers_may_be_left_out(l
     del saved[f"0.parametrizations.weight.{lost}"]
     with pytest.raises(RuntimeError, match=r"0\.weight: the checkpoint has .* or is not whole"):
         model.load_state_dict(saved, strict=False)
+
+
+def two_optimizers(model):
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    return [Muon(matrices, lr=0.01), torch.optim.AdamW(others, lr=0.01)]
+
+
+def one_optimizer_a_kind(model):
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    return [torch.optim.SGD(parameters, lr=0.01, momentum=0.9) for parameters in (matrices, others)]
+
+
+class Wrapped(torch.optim.Optimizer):
+    """Shows what another optimizer holds, as accelerate's does."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    state = property(lambda self: self.inner.state)
+    param_groups = property(lambda self: self.inner.param_groups)
+
+
+@pytest.mark.parametrize("mode", ["input", "kronecker"])
+@pytest.mark.parametrize("make", [two_optimizers, one_optimizer_a_kind])
+def test_two_optimizers_resume_exactly_at_every_step(make, mode):
+    inputs, labels = vectors()
+
+    def step(model, optimizers):
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss.item()
+
+    model = reconstruct(perceptron(), mode=mode, refresh_every=4, statistics_every=2)
+    optimizers, states, losses = make(model), [], []
+    for _ in range(14):
+        states.append(copy.deepcopy((model.state_dict(), [optimizer.state_dict() for optimizer in optimizers])))
+        losses.append(step(model, optimizers))
+    for start, (weights, momenta) in enumerate(states[:10]):
+        fresh = reconstruct(perceptron(seed=9), mode=mode, refresh_every=4, statistics_every=2)
+        fresh_optimizers = make(fresh)
+        wrappers = [Wrapped(optimizer) for optimizer in fresh_optimizers]
+        fresh.load_state_dict(weights)
+        for optimizer, momentum in zip(fresh_optimizers, momenta, strict=True):
+            optimizer.load_state_dict(momentum)
+        assert [step(fresh, fresh_optimizers) for _ in range(4)] == losses[start : start + 4]
+        del wrappers
+
+
+def test_a_bias_that_was_frozen_before_the_restart_stays_as_well():
+    inputs, labels = vectors()
+
+    def frozen(model):
+        model[0].parametrizations.bias.original.requires_grad_(False)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = frozen(trained(steps=8, refresh_every=6, statistics_every=6)[0])
+    fresh, fresh_optimizer = frozen(reconstruct(perceptron(seed=9), refresh_every=6, statistics_every=6))
+    fresh.load_state_dict(model.state_dict())
+    bias = model[0].bias.detach().clone()
+    losses = [train(*pair, inputs, labels, 4) for pair in ((model, optimizer), (fresh, fresh_optimizer))]
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(fresh[0].bias, bias, rtol=0, atol=1e-5)
+
+
+def test_counters_of_former_releases_load():
+    model, _ = trained()
+    for length in (3, 5):
+        fresh = reconstruct(perceptron(seed=9), refresh_every=3, statistics_every=2)
+        state = {
+            key: value[:length] if key.endswith("extra_state") else value for key, value in model.state_dict().items()
+        }
+        fresh.load_state_dict(state)
+        assert [(fisher_of(layer).steps, fisher_of(layer).was_centred) for layer in layers_of(fresh)] == [(7, None)] * 3
