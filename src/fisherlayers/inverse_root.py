@@ -196,7 +196,6 @@ def random_basis(size: int, rank: int, *, seed: int = 0) -> Tensor:
         (D, r), float64, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    # Said aloud: torch's default device may be another.
     return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64, device="cpu"))[0]
 
 

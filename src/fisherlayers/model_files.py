@@ -3,14 +3,16 @@
 A folder that exists stays the same folder, since it may be a mount point or somebody's working directory: its files are
 replaced. config.json carries the checksum of its weights and is replaced first, which is the moment from which the new
 model counts; until its weights have their name too, they are read under the one that they were written with. So one
-of the two models is whole at any time, and a save that is killed leaves the former or the new one.
+of the two models is whole at any time, and a save that is killed leaves the former or the new one. Saves into the same
+folder wait for each other.
 """
 
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "check_place", "staged_weights", "write_model_files"]
@@ -51,15 +53,20 @@ def write_model_files(folder: Path, weights: bytes, config: bytes) -> None:
     """Write a model into a folder that exists; at any time the former model or this one is whole.
 
     Args:
-        folder: Its other files stay.
+        folder: Its other files stay; those that are replaced keep their modes.
         weights: Of weights.safetensors.
         config: Of config.json, with the checksum of the weights.
     """
+    with _alone_in(folder):
+        _replace_model_files(folder, weights, config)
+
+
+def _replace_model_files(folder: Path, weights: bytes, config: bytes) -> None:
     mark = f"{_STAGED}{secrets.token_hex(4)}-"
     new_config, new_weights = folder / f"{mark}{CONFIG}", folder / f"{mark}{WEIGHTS}"
     try:
-        _write(new_config, config)
-        _write(new_weights, weights)
+        _write(new_config, config, former=folder / CONFIG)
+        _write(new_weights, weights, former=folder / WEIGHTS)
         new_config.replace(folder / CONFIG)
     finally:
         if new_config.exists():  # the new model does not count yet
@@ -87,8 +94,27 @@ def staged_weights(folder: Path) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    # Another save would take these files, which are not in their place yet, for those of one that was killed.
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems that lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, content: bytes, *, former: Path) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    if former.exists():
+        path.chmod(stat.S_IMODE(former.stat().st_mode))

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -70,6 +71,29 @@ def test_parse_is_the_inverse_of_the_format(array):
 def test_a_file_that_ends_early_is_refused(length):
     with pytest.raises(ValueError, match=r"x is (damaged|not an IDX file)"):
         parse_idx(to_idx(ARRAYS["train-labels"])[: min(length, 11)], source="x")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[2**32 - 1] * 3, [2**16] * 4, [2**31, 2**31, 4, 1], [1] * 255],  # the second and the third are 2^64
+)
+def test_heads_that_lie_are_refused(sizes):
+    head = b"\0\0\x08" + bytes([len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+    for rest in (b"", b"1"):
+        with pytest.raises(ValueError, match=r"x is damaged: .* do not hold an array of shape"):
+            parse_idx(head + rest, source="x")
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused_before_it_fills_the_memory(tiny, tmp_path, monkeypatch):
+    put(tmp_path / "root", packed=True)
+    monkeypatch.setattr("fisherlayers.data.idx._LARGEST_FILE", 5000)
+    assert_tiny(tiny.load(tmp_path / "root"))
+    (tmp_path / "root/train-images.gz").write_bytes(gzip.compress(bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"train-images\.gz is not Tiny-Set's: its sha256 differs"):
+        tiny.load(tmp_path / "root")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 def test_a_file_of_another_type_is_refused():

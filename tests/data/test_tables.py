@@ -96,3 +96,10 @@ def test_swapped_columns_and_unknown_headings_are_recognised(write):
         load_table(write("Where,What\nimages/b.png,zebra\nimages/a.png,ant\n"))
     with pytest.raises(ValueError, match="line 1: expected two columns with a comma between"):
         load_table(write("images/b.png;zebra\nimages/a.png;ant\n"))
+
+
+def test_names_that_are_too_long_and_folders_are_no_files(write, tmp_path):
+    with pytest.raises(ValueError, match=r"t\.csv, line 1: there is no file .*xxx"):
+        load_table(write("x" * 5000 + ",cat\n"))
+    with pytest.raises(ValueError, match=r"cannot read the table .*: Is a directory"):
+        load_table(tmp_path)

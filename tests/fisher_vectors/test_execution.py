@@ -1,5 +1,6 @@
 """One model however the fit is run: workers, backends, memory, disk, crashes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from fisherlayers.fisher_vectors.execution import Execution
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.memory import memory_bytes, parse_bytes
 from fisherlayers.fisher_vectors.parallel import in_threads
+from fisherlayers.fisher_vectors.store import StoreError
 
 IMAGES, LABELS = textures(10)
 UNSEEN, _ = textures(3, seed=1)
@@ -97,8 +99,10 @@ def test_threads_are_kept_and_work_within_work_goes_on_in_one():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_process_has_threads_of_its_own():
     code = """
+import errno
 import os
 from fisherlayers.fisher_vectors.parallel import in_threads
+from fisherlayers.fisher_vectors.store import StoreError
 assert list(in_threads(abs, range(8), n_jobs=2)) == list(range(8))
 child = os.fork()
 if child == 0:
@@ -128,6 +132,15 @@ def test_little_memory_sends_encodings_to_disk_and_changes_nothing(dtype, small_
     assert np.array_equal(found, held)
     assert [arguments[2] for arguments in opened] == ["float32", dtype]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_disk_that_is_full_says_what_helps(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StoreError, match=r"No space left on device .*TMPDIR, raise memory, or give a workspace"):
+        scores(memory=4 * 4 * 40**2)
 
 
 def test_a_gram_matrix_that_does_not_fit_is_done_without(expected):

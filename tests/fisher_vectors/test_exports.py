@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fisher_vectors.texture_images import textures
 from fisherlayers import DeepFisherNetwork
+from fisherlayers.fisher_vectors.exports import _save_whole
 
 SMALL = {"components": 4, "dimensions": 6, "bin_sizes": (3,), "step": 3, "iterations": 5, "random_state": 0}
 
@@ -105,3 +107,32 @@ def test_without_the_extra_the_command_that_installs_it_is_named(fitted, tmp_pat
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs ONNX .* pip install 'fisherlayers\[onnx\]'"):
         fitted[0].export_onnx(tmp_path / "model.onnx", (28, 28))
+
+
+class Program:
+    """Writes two files, as the exporter does for large models, or fails in between."""
+
+    def __init__(self, disk_is_full):
+        self.disk_is_full = disk_is_full
+
+    def save(self, path):
+        Path(path + ".data").write_text("new weights")
+        Path(path).write_text("new")
+        if self.disk_is_full:
+            raise OSError(28, "No space left on device")
+
+
+def test_an_export_replaces_the_former_file_once_it_is_whole(tmp_path):
+    target = tmp_path / "model.onnx"
+    target.write_text("former")
+    target.chmod(0o640)
+    with pytest.raises(OSError, match="No space left"):
+        _save_whole(Program(disk_is_full=True), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert target.read_text() == "former"
+    _save_whole(Program(disk_is_full=False), target)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.onnx": "new",
+        "model.onnx.data": "new weights",
+    }
+    assert target.stat().st_mode & 0o777 == 0o640

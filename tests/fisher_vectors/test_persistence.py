@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fisher_vectors.texture_images import textures
-from fisherlayers.fisher_vectors import DeepFisherNetwork
+from fisherlayers.fisher_vectors import DeepFisherNetwork, FisherVectorTransformer
 from fisherlayers.fisher_vectors.persistence import ModelFolderError, read_folder, take, write_folder
 
 # Settings and parameters that the first models did not have.
@@ -38,7 +39,9 @@ def saved(model, tmp_path):
 
 
 def edit(folder, **changes):
+    # As the first models were, whose config had no checksum of its own.
     config = json.loads((folder / "config.json").read_text())
+    del config["config_sha256"]
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
@@ -134,6 +137,56 @@ def test_full_disk_leaves_the_old_model(model, saved, monkeypatch, failing_call)
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
+def save_often(folder, number, times):
+    for _ in range(times):
+        write_folder(folder, {"number": number}, {"a": torch.full((5000,), float(number))})
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_several_processes_save_into_one_folder(tmp_path, exists):
+    folder = tmp_path / "model"
+    if exists:
+        write_folder(folder, {"number": 0}, {"a": torch.zeros(5000)})
+    context = multiprocessing.get_context("fork")
+    savers = [context.Process(target=save_often, args=(folder, number, 40)) for number in (1, 2)]
+    for saver in savers:
+        saver.start()
+    # One of the models is there at any time.
+    while any(saver.is_alive() for saver in savers):
+        if exists:
+            config, tensors = read_folder(folder)
+            assert bool((tensors["a"] == config["number"]).all())
+    assert [saver.exitcode for saver in savers] == [0, 0]
+    config, tensors = read_folder(folder)
+    assert bool((tensors["a"] == config["number"]).all())
+    assert os.listdir(tmp_path) == ["model"]
+    assert sorted(os.listdir(folder)) == ["config.json", "weights.safetensors"]
+
+
+def test_a_model_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    write_folder(tmp_path / "model", {"number": 1}, {"a": torch.ones(3)})
+
+    def staged(folder):
+        monkeypatch.undo()
+        write_folder(folder, {"number": 2}, {"a": torch.zeros(3)})
+        return iter(())
+
+    monkeypatch.setattr("fisherlayers.fisher_vectors.persistence.staged_weights", staged)
+    config, tensors = read_folder(tmp_path / "model")
+    assert config["number"] == 2
+    assert tensors["a"].tolist() == [0, 0, 0]
+
+
+def test_files_have_the_modes_of_other_files_and_keep_those_they_have(model, saved):
+    reference = saved / "file"
+    reference.touch()
+    for name in ("config.json", "weights.safetensors"):
+        assert (saved / name).stat().st_mode == reference.stat().st_mode
+        (saved / name).chmod(0o664)
+    model.save(saved)
+    assert {(saved / name).stat().st_mode & 0o777 for name in ("config.json", "weights.safetensors")} == {0o664}
+
+
 def test_failing_rename_leaves_the_old_model(model, saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
@@ -224,8 +277,20 @@ def test_damaged_folders(saved):
         ({"model": "Other"}, "holds a 'Other', expected a 'DeepFisherNetwork'"),
         ({"settings": {}}, "settings do not fit this version"),
         ({"parameters": {"unknown": 1}}, "unexpected keyword argument 'unknown'"),
-        ({"temperature": "warm"}, "could not convert string to float"),
-        ({"classes": [1, 2, 3]}, "tensor 'svm.coef' has shape"),
+        ({"temperature": "warm"}, "temperature must be a finite number, got 'warm'"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
+        ({"C": 0}, "C must be positive, got 0"),
+        ({"C": 10**400}, "OverflowError"),
+        ({"multilabel": "no"}, "multilabel must be True or False"),
+        ({"classes": ["a", "b"]}, "tensor 'svm.coef' has shape"),
+        ({"classes": ["a", "a", "b", "c"]}, "classes must be different"),
+        ({"classes": "abcd"}, "classes must be a list of texts or numbers"),
+        ({"classes": [["a"], ["b"]]}, "classes must be a list of texts or numbers"),
+        ({"classes": ["a" * 99, "b", "c", "d"]}, "classes must be different, and of class_type '<U"),
+        ({"class_type": "<i8"}, "damaged: config.json: ValueError"),
+        ({"class_type": None}, "class_type must be the name of a dtype, got None"),
+        ({"class_type": "<U500000000"}, "needs 2000000000 bytes for each of 4 classes"),
+        ({"config_sha255": 1}, r"unknown entries \['config_sha255'\]"),
     ]:
         edit(saved, **changes)
         refuses(message)
@@ -236,6 +301,62 @@ def test_damaged_folders(saved):
     refuses("is no model folder: cannot read config.json")
     with pytest.raises(ModelFolderError, match="there is no such folder"):
         DeepFisherNetwork.load(saved / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("step", 2.5, "step must be a whole number, got 2.5"),
+        ("step", [2], r"step must be one value, got \[2\]"),
+        ("components", 3, "components must be a list, got 3"),
+        ("mirror", "no", "mirror must be True or False, got 'no'"),
+        ("layer_weight", float("nan"), "layer_weight must be a finite number, got nan"),
+        ("position_weight", float("inf"), "position_weight must be a finite number, got inf"),
+        ("patch_side", 0, "the PCA of 'stage.patches' has 108 inputs, expected 0 or 0"),
+        ("stacking", False, "the PCA of 'stage.1' has"),
+    ],
+)
+def test_settings_of_another_kind(saved, name, value, message):
+    settings = json.loads((saved / "config.json").read_text())["settings"]
+    edit(saved, settings=settings | {name: value})
+    with pytest.raises(ModelFolderError, match=message):
+        DeepFisherNetwork.load(saved)
+
+
+def test_no_flipped_bit_and_no_cut_goes_unnoticed(saved):
+    rng = np.random.default_rng(0)
+    for name in ("config.json", "weights.safetensors"):
+        content = (saved / name).read_bytes()
+        for place in rng.integers(len(content) - 1, size=200):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << rng.integers(8)
+            for damaged in (bytes(flipped), content[:place]):
+                (saved / name).write_bytes(damaged)
+                with pytest.raises(ModelFolderError):
+                    DeepFisherNetwork.load(saved)
+        (saved / name).write_bytes(content)
+    DeepFisherNetwork.load(saved)
+
+
+def test_a_config_that_was_changed_is_named_with_what_to_do(saved):
+    text = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(text.replace('"checks"', '"chequers"'))
+    with pytest.raises(ModelFolderError, match=r"does not match its checksum config_sha256: .*remove that entry"):
+        DeepFisherNetwork.load(saved)
+
+
+def test_a_model_names_no_folder_and_no_device_of_this_machine(saved, tmp_path):
+    config = json.loads((saved / "config.json").read_text())
+    edit(saved, parameters=config["parameters"] | {"workspace": str(tmp_path / "planted"), "device": "meta"})
+    loaded = DeepFisherNetwork.load(saved)
+    assert (loaded.workspace, loaded.device) == (None, "cpu")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(saved):
+    (saved / "weights.safetensors").unlink()
+    os.mkfifo(saved / "weights.safetensors")
+    with pytest.raises(ModelFolderError, match=r"weights\.safetensors is no regular file"):
+        DeepFisherNetwork.load(saved)
 
 
 def test_damaged_tensors(saved):
@@ -251,6 +372,13 @@ def test_damaged_tensors(saved):
     refuses(tensors | {name: tensors[name][:, 1:]}, f"tensor '{name}' has shape")
     refuses(tensors | {name: tensors[name] * torch.nan}, f"tensor '{name}' holds NaN")
     refuses(tensors | {"stage.0.variances": -tensors["stage.0.variances"]}, "the mixture of 'stage.0': variances")
+    refuses(tensors | {name: tensors[name].half()}, "tensor 'stage.1.means' is torch.float16, expected")
+    refuses(tensors | {"svm.coef": tensors["svm.coef"].to(torch.int32)}, "tensor 'svm.coef' is torch.int32")
+    doubled = {name: tensor.double() for name, tensor in tensors.items() if name.startswith("stage.0.pca.mean")}
+    refuses(tensors | doubled, "tensor 'stage.0.pca.mean' is torch.float64, expected torch.float32")
+    refuses(tensors | {"projection.0": tensors["projection.0"][:0]}, "tensor 'projection.0' has shape")
+    narrow = {f"stage.0.pca.{part}": tensors[f"stage.0.pca.{part}"][1:] for part in ("basis", "mean")}
+    refuses(tensors | narrow, "the PCA of 'stage.0' has 127 inputs, expected 128")
     refuses(tensors | {"more": torch.zeros(1)}, r"unknown tensors \['more'\]")
 
 
@@ -309,6 +437,29 @@ def test_class_weights_come_back_under_their_labels(tmp_path, kind):
     again = DeepFisherNetwork.load(tmp_path / "model")
     assert again.class_weight == weights
     assert np.array_equal(again.fit(images, y).coef_, model.coef_)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_the_default_device_has_no_influence(model, saved, n_jobs):
+    # "meta" holds no numbers: whatever is made there by mistake cannot be used.
+    images, labels = textures(4)
+    expected = model.decision_function(images), model.evidence(images[:1])[0]
+    features = FisherVectorTransformer(settings={"components": 2, "dimensions": 4, "iterations": 1}, random_state=0)
+    rows = features.fit_transform(images, labels)
+    fitted = small_model_of(images, labels)
+    torch.set_default_device("meta")
+    try:
+        again = DeepFisherNetwork.load(saved).set_params(n_jobs=n_jobs)
+        found = again.decision_function(images), again.evidence(images[:1])[0]
+        again.save(saved)
+        assert {tensor.device.type for tensor in again.to_module().state_dict().values()} == {"cpu"}
+        assert np.array_equal(features.fit_transform(images, labels), rows)
+        assert np.array_equal(small_model_of(images, labels, n_jobs=n_jobs).coef_, fitted.coef_)
+    finally:
+        torch.set_default_device(None)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(mine, theirs)
+    assert np.array_equal(DeepFisherNetwork.load(saved).decision_function(images), expected[0])
 
 
 def test_dates_are_labels(tmp_path):

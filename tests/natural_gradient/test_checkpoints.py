@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fisherlayers.natural_gradient import AveragedPlainModel, fold, plain_state_dict, reconstruct
 from fisherlayers.natural_gradient.parametrization import fisher_of
+from fisherlayers.race import Muon
 from natural_gradient.cases_natural_gradient import convolutional, images, layers_of, perceptron, train, vectors
 
 NETWORKS = {"perceptron": (perceptron, vectors), "convolutional": (convolutional, images)}
@@ -280,3 +281,129 @@ def test_keys_of_a_model_whose_activations_are_checkpointed(first):
     other = wrap(reconstruct(perceptron(seed=8)))
     other.load_state_dict(state)
     torch.testing.assert_close(other(vectors()[0]), model(vectors()[0]))
+
+
+def wide():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+SETTINGS = {
+    "low rank": {"rank": 2},
+    "dense": {"rank": None},
+    "kronecker": {"mode": "kronecker", "rank": None},
+    "unit": {"mode": "unit"},
+    "blocks": {"block_size": 3, "rank": None},
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("own", SETTINGS)
+@pytest.mark.parametrize("other", SETTINGS)
+def test_coordinates_of_other_settings_are_refused_and_leave_the_function(own, other, strict):
+    inputs, labels = torch.randn(32, 6), torch.arange(32) % 3
+    models = [reconstruct(wide(), **SETTINGS[name]) for name in (own, other)]
+    for model in models:
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, labels, 3)
+    model, saved = models[0], models[1].state_dict()
+    if own == other:
+        model.load_state_dict(saved, strict=strict)
+        assert torch.equal(model(inputs), models[1](inputs))
+        return
+    weight = model[0].weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"0\.weight: the checkpoint has .*, the model .*plain_state_dict"):
+        model.load_state_dict(saved, strict=strict)
+    assert torch.equal(model[0].weight, weight)
+    model.load_state_dict(plain_state_dict(models[1]), strict=strict)
+    torch.testing.assert_close(model(inputs), models[1](inputs))
+
+
+@pytest.mark.parametrize("lost", ["original", "0.root.matrix", "0.mean"])
+def test_a_weight_without_its_root_is_refused_and_whole_layers_may_be_left_out(lost):
+    saved = trained(rank=None)[0].state_dict()
+    model = reconstruct(perceptron(seed=9), rank=None)
+    before = layers_of(model)[0].weight.detach().clone()
+    part = {key: value for key, value in saved.items() if not key.startswith("0.")}
+    model.load_state_dict(part, strict=False)
+    assert torch.equal(layers_of(model)[0].weight, before)
+    del saved[f"0.parametrizations.weight.{lost}"]
+    with pytest.raises(RuntimeError, match=r"0\.weight: the checkpoint has .* or is not whole"):
+        model.load_state_dict(saved, strict=False)
+
+
+def two_optimizers(model):
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    return [Muon(matrices, lr=0.01), torch.optim.AdamW(others, lr=0.01)]
+
+
+def one_optimizer_a_kind(model):
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    return [torch.optim.SGD(parameters, lr=0.01, momentum=0.9) for parameters in (matrices, others)]
+
+
+class Wrapped(torch.optim.Optimizer):
+    """Shows what another optimizer holds, as accelerate's does."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    state = property(lambda self: self.inner.state)
+    param_groups = property(lambda self: self.inner.param_groups)
+
+
+@pytest.mark.parametrize("mode", ["input", "kronecker"])
+@pytest.mark.parametrize("make", [two_optimizers, one_optimizer_a_kind])
+def test_two_optimizers_resume_exactly_at_every_step(make, mode):
+    inputs, labels = vectors()
+
+    def step(model, optimizers):
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss.item()
+
+    model = reconstruct(perceptron(), mode=mode, refresh_every=4, statistics_every=2)
+    optimizers, states, losses = make(model), [], []
+    for _ in range(14):
+        states.append(copy.deepcopy((model.state_dict(), [optimizer.state_dict() for optimizer in optimizers])))
+        losses.append(step(model, optimizers))
+    for start, (weights, momenta) in enumerate(states[:10]):
+        fresh = reconstruct(perceptron(seed=9), mode=mode, refresh_every=4, statistics_every=2)
+        fresh_optimizers = make(fresh)
+        wrappers = [Wrapped(optimizer) for optimizer in fresh_optimizers]
+        fresh.load_state_dict(weights)
+        for optimizer, momentum in zip(fresh_optimizers, momenta, strict=True):
+            optimizer.load_state_dict(momentum)
+        assert [step(fresh, fresh_optimizers) for _ in range(4)] == losses[start : start + 4]
+        del wrappers
+
+
+def test_a_bias_that_was_frozen_before_the_restart_stays_as_well():
+    inputs, labels = vectors()
+
+    def frozen(model):
+        model[0].parametrizations.bias.original.requires_grad_(False)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = frozen(trained(steps=8, refresh_every=6, statistics_every=6)[0])
+    fresh, fresh_optimizer = frozen(reconstruct(perceptron(seed=9), refresh_every=6, statistics_every=6))
+    fresh.load_state_dict(model.state_dict())
+    bias = model[0].bias.detach().clone()
+    losses = [train(*pair, inputs, labels, 4) for pair in ((model, optimizer), (fresh, fresh_optimizer))]
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(fresh[0].bias, bias, rtol=0, atol=1e-5)
+
+
+def test_counters_of_former_releases_load():
+    model, _ = trained()
+    for length in (3, 5):
+        fresh = reconstruct(perceptron(seed=9), refresh_every=3, statistics_every=2)
+        state = {
+            key: value[:length] if key.endswith("extra_state") else value for key, value in model.state_dict().items()
+        }
+        fresh.load_state_dict(state)
+        assert [(fisher_of(layer).steps, fisher_of(layer).was_centred) for layer in layers_of(fresh)] == [(7, None)] * 3

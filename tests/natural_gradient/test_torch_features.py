@@ -303,3 +303,52 @@ def test_autocast_trains_through_low_rank_roots_as_well():
             optimizer.step()
         finals.append(loss.item())
     assert finals[1] == pytest.approx(finals[0], rel=0.02)
+
+
+class Sequences(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.attention, self.head = nn.LSTM(7, 6), nn.MultiheadAttention(6, 2), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        lengths = torch.arange(len(inputs), 0, -1, device="cpu")
+        packed = nn.utils.rnn.pack_padded_sequence(inputs.expand(len(inputs), -1, -1), lengths)
+        states = nn.utils.rnn.unpack_sequence(self.recurrent(packed)[0])
+        last = torch.stack([sequence[-1] for sequence in states])
+        return self.head(self.attention(last, last, last)[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 3},
+        {"rank": None},
+        {"mode": "kronecker", "rank": 3},
+        {"mode": "unit"},
+        {"mode": "unit", "compat": True, "damping": 0.1},
+        {"block_size": 3, "rank": None},
+    ],
+)
+@pytest.mark.parametrize("make", [perceptron, Sequences])
+def test_the_default_device_has_no_influence(make, options):
+    # "meta" holds no numbers: whatever is made there by mistake cannot be used.
+    if make is Sequences and options.get("mode") == "unit":
+        pytest.skip("mode unit is for layers whose activation is known")
+    inputs, labels = vectors(8)
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.set_default_device(device)
+        try:
+            reconstruct(model, **options)
+            losses = train(model, optimizer, inputs, labels, 6)
+            state = copy.deepcopy(model.state_dict())
+            model.load_state_dict(state)
+            losses += train(model, optimizer, inputs, labels, 3)
+            fold(model)
+        finally:
+            torch.set_default_device(None)
+        found.append((losses, {tensor.device.type for tensor in state.values()}))
+    assert found[0] == found[1]

@@ -5,6 +5,8 @@ Format: http://yann.lecun.com/exdb/mnist (two zero bytes, the type, the number o
 
 import gzip
 import hashlib
+import io
+import math
 import os
 import urllib.request
 import zlib
@@ -22,6 +24,7 @@ from fisherlayers.files import write_file
 DATA_VARIABLE: Final = "FISHERLAYERS_DATA"
 _UNSIGNED_BYTES: Final = 8
 _LARGEST_FILE: Final = 100_000_000
+_MOST_AXES: Final = 64  # of NumPy's arrays
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class IdxSet:
             try:
                 with urllib.request.urlopen(address, timeout=30) as answer:
                     packed = answer.read(_LARGEST_FILE)
-                intact = _sha256(gzip.decompress(packed)) == self.sha256[name]
+                intact = _sha256(_unpacked(packed)) == self.sha256[name]
             except (OSError, EOFError, zlib.error) as error:
                 refusals.append(f"{address}: {error}")
                 continue
@@ -175,7 +178,7 @@ def parse_idx(raw: bytes, *, source: str) -> NDArray[np.uint8]:
         raise ValueError(f"{source} is not an IDX file of unsigned bytes (it begins with {raw[:4].hex()!r})")
     start = 4 + 4 * raw[3]
     shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4))
-    if len(raw) != start + int(np.prod(shape, dtype=np.int64)):
+    if len(raw) != start + math.prod(shape) or len(shape) > _MOST_AXES:
         raise ValueError(f"{source} is damaged: {len(raw)} bytes do not hold an array of shape {shape}")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()  # to be written to
 
@@ -189,9 +192,15 @@ def _raw_bytes(file: Path) -> bytes:
     if file.suffix != ".gz":
         return packed
     try:
-        return gzip.decompress(packed)
+        return _unpacked(packed)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is damaged: {error}; remove it and fetch it again") from error
+
+
+def _unpacked(packed: bytes) -> bytes:
+    # What goes on longer is none of these files, and may fill the memory.
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        return file.read(_LARGEST_FILE)
 
 
 def _sha256(raw: bytes) -> str:

@@ -34,9 +34,9 @@ def load_table(table: str | Path, *, min_classes: int = 2) -> ImageSet:
     repeated = 0
     for line, name, label in rows:
         path = table.parent / name
-        if not path.is_file():
+        if not _is_file(path):
             hint = f"relative paths start at {table.parent}"
-            if (table.parent / label).is_file():
+            if _is_file(table.parent / label):
                 hint = f"but there is {label}: the first column must be the path, the second the label"
             elif line == rows[0][0]:
                 hint += "; a heading must be path,label"
@@ -60,6 +60,13 @@ def load_table(table: str | Path, *, min_classes: int = 2) -> ImageSet:
     return ImageSet(list(first_seen), np.searchsorted(classes, names), classes, notes)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that is closed to us
+        return False
+
+
 def _rows(table: Path) -> list[tuple[int, str, str]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -67,6 +74,8 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except FileNotFoundError as error:
         raise ValueError(f"there is no table {table}: expected a CSV file with the columns path,label") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the table {table}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table} is not a CSV file in UTF-8: {error}") from error
     heading = [cell.lower() for cell in rows[0][1]] if rows else []

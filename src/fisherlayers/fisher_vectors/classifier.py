@@ -30,6 +30,7 @@ from fisherlayers.fisher_vectors.parallel import (
     full_precision,
     in_threads,
     map_batches,
+    on_cpu,
     reporter,
     single_torch_thread,
 )
@@ -246,6 +247,7 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
         """
         return cls(preset="small", **parameters)
 
+    @on_cpu
     def fit(
         self,
         images: Any,
@@ -338,6 +340,7 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
             "temperature_": svm.temperature,
         }
 
+    @on_cpu
     def decision_function(self, images: Any) -> np.ndarray:
         """Score images.
 

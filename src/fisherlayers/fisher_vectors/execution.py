@@ -39,6 +39,7 @@ _LEAST_CHUNK = 32
 _ROUND = 4
 # The share of the memory that the encodings, or a Gram matrix, may take.
 _SHARE = 4
+_ELSEWHERE = "make room, name another folder by the environment variable TMPDIR, raise memory, or give a workspace"
 
 
 class Encoded(NamedTuple):
@@ -314,7 +315,7 @@ class Execution:
         if size <= self.largest_array:
             return _Held(shape, dtype, chunk_rows)
         folder = self._exits.enter_context(tempfile.TemporaryDirectory(prefix="fisherlayers-"))
-        return RowStore(Path(folder) / name, shape, dtype, chunk_rows)
+        return RowStore(Path(folder) / name, shape, dtype, chunk_rows, _ELSEWHERE)
 
 
 class _Held:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from fisherlayers.fisher_vectors.differentiable.network import FisherNetworkModu
 from fisherlayers.fisher_vectors.evidence import evidence_maps
 from fisherlayers.fisher_vectors.images import ImageList
 from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.parallel import on_cpu
 from fisherlayers.fisher_vectors.persistence import network_tensors
 from fisherlayers.fisher_vectors.setting_values import as_whole_number
 
@@ -37,6 +40,7 @@ class Exports:
     intercept_: np.ndarray
     temperature_: float
 
+    @on_cpu
     def to_module(self, *, dtype: torch.dtype = torch.float32) -> FisherNetworkModule:
         """Return the fitted classifier as a PyTorch module, images in, scores out, to be trained further.
 
@@ -79,6 +83,7 @@ class Exports:
         self.intercept_ = module.classifier.bias.detach().cpu().float().numpy().copy()
         self.temperature_ = float(module.temperature)
 
+    @on_cpu
     def evidence(self, images: Any, label: Any = None, *, stabilizer: float = 1.0) -> list[np.ndarray]:
         """Map where in each image the score of a class comes from.
 
@@ -143,6 +148,7 @@ class Exports:
             raise ValueError(f"label must be one of the classes {list(known)}, got {', '.join(unknown)}")
         return np.array([known[value] for value in labels.tolist()])
 
+    @on_cpu
     def export_program(self, image_size: tuple[int, int], *, channels: int | None = None) -> ExportedProgram:
         """Export the whole classifier by `torch.export`, for batches of any size of images of one size.
 
@@ -192,6 +198,7 @@ class Exports:
 
         Raises:
             FileNotFoundError: If the folder of the file does not exist.
+            OSError: If it cannot be written, for example because the disk is full; a former file is untouched.
             ImportError: If the extra ``onnx`` is not installed.
         """
         if not Path(path).absolute().parent.is_dir():
@@ -215,7 +222,22 @@ class Exports:
             )
         model.model.metadata_props["classes"] = json.dumps(self.classes_.tolist())
         model.model.metadata_props["temperature"] = repr(self.temperature_)
-        model.save(os.fspath(path))
+        try:
+            _save_whole(model, Path(path).resolve())
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
+
+
+def _save_whole(model: Any, target: Path) -> None:
+    # The tensors of a large model go to a file of their own beside it.
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        staged = Path(folder) / target.name
+        model.save(os.fspath(staged))
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == staged):
+            place = target.with_name(file.name)
+            if place.exists():
+                file.chmod(stat.S_IMODE(place.stat().st_mode))
+            file.replace(place)
 
 
 def _shapes(network: FisherNetwork) -> dict[str, tuple[int, ...]]:

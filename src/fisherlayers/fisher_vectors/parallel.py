@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Event, current_thread
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -27,9 +27,10 @@ from torch import Tensor
 
 from fisherlayers.fisher_vectors.images import Batch, ImageList
 
-__all__ = ["Progress", "full_precision", "in_threads", "map_batches", "reporter", "single_torch_thread"]
+__all__ = ["Progress", "full_precision", "in_threads", "map_batches", "on_cpu", "reporter", "single_torch_thread"]
 
 Progress = Callable[[str, int, int], None]
+Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,6 +65,26 @@ def full_precision() -> AbstractContextManager[None]:
         Nothing is done where there is none.
     """
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
+def on_cpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function make its tensors on the CPU, whatever ``torch.set_default_device`` has said.
+
+    Args:
+        function: Any; threads that it starts make them there anyway.
+
+    Returns:
+        The function within such a context, where it is needed.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def map_batches(

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.network import FisherNetwork
+from fisherlayers.fisher_vectors.parallel import on_cpu
 from fisherlayers.fisher_vectors.persistence import (
     ModelFolderError,
     network_from_tensors,
@@ -20,9 +21,17 @@ from fisherlayers.fisher_vectors.persistence import (
     take,
     write_folder,
 )
+from fisherlayers.fisher_vectors.setting_values import as_number, as_switch
 from fisherlayers.fisher_vectors.settings import NetworkSettings
 
 __all__ = ["Saving"]
+
+# Folders and devices are a machine's own, and no model names those of another.
+_THIS_MACHINE = {"workspace": None, "device": "cpu"}
+_ENTRIES = {"format", "version", "weights_sha256", "model", "parameters", "settings"}
+_ENTRIES |= {"classes", "class_type", "multilabel", "C", "temperature"}
+# Bytes: a dtype of text says how many every entry takes.
+_MOST_CLASSES = 2**30
 
 
 class Saving:
@@ -53,18 +62,17 @@ class Saving:
         """
         write_folder(folder, *self._contents())
 
+    @on_cpu
     def _contents(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         # What `write_folder` writes.
         check_is_fitted(self)
-        # Folders and devices are this machine's.
         parameters = {name: _plain(value) for name, value in self.get_params().items()}
-        parameters |= {"workspace": None, "device": "cpu"}
+        parameters |= _THIS_MACHINE
         config = {
             "model": type(self).__name__,
             "parameters": parameters,
             "settings": self.settings_.to_config(),
-            # JSON has no dates.
-            "classes": (self.classes_.astype(str) if self.classes_.dtype.kind == "M" else self.classes_).tolist(),
+            "classes": _as_json(self.classes_),
             "class_type": self.classes_.dtype.str,
             "multilabel": self.multilabel_,
             "C": self.C_,
@@ -75,6 +83,7 @@ class Saving:
         return config, tensors
 
     @classmethod
+    @on_cpu
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read a classifier that `save` wrote. No code of the folder is run.
 
@@ -90,17 +99,19 @@ class Saving:
         config, tensors = read_folder(folder)
         if config.get("model") != cls.__name__:
             raise ModelFolderError(f"{folder} holds a {config.get('model')!r}, expected a {cls.__name__!r}")
+        if unknown := set(config) - _ENTRIES:
+            raise ModelFolderError(f"{folder} is damaged: config.json: unknown entries {sorted(unknown)}")
         try:
-            model = cls(**config["parameters"])
+            model = cls(**{**config["parameters"], **_THIS_MACHINE})
             model.settings_ = NetworkSettings.from_config(config["settings"])
-            model.classes_ = np.array(config["classes"], dtype=np.dtype(config["class_type"]))
-            model.multilabel_ = bool(config.get("multilabel", False))
-            model.C_, model.temperature_ = float(config["C"]), float(config["temperature"])
+            model.classes_ = _classes(config["classes"], config["class_type"])
+            model.multilabel_ = as_switch("multilabel", config.get("multilabel", False))
+            model.C_, model.temperature_ = (_positive(name, config[name]) for name in ("C", "temperature"))
             if isinstance(model.class_weight, Mapping):
                 # The keys of a JSON object are text.
                 labels = {str(label): label for label in model.classes_.tolist()}
                 model.class_weight = {labels.get(name, name): weight for name, weight in model.class_weight.items()}
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ModelFolderError(f"{folder} is damaged: config.json: {error!r}") from error
         model.network_ = network_from_tensors(model.settings_, tensors)
         rows = 1 if model._has_two_classes else len(model.classes_)
@@ -109,6 +120,33 @@ class Saving:
         if tensors:
             raise ModelFolderError(f"{folder} is damaged: unknown tensors {sorted(tensors)}")
         return model
+
+
+def _as_json(classes: np.ndarray) -> Any:
+    # JSON has no dates.
+    return (classes.astype(str) if classes.dtype.kind == "M" else classes).tolist()
+
+
+def _classes(entries: Any, kind: Any) -> np.ndarray:
+    if not isinstance(entries, list) or not all(isinstance(entry, str | int | float) for entry in entries):
+        raise ValueError("classes must be a list of texts or numbers")
+    if not isinstance(kind, str):
+        raise ValueError(f"class_type must be the name of a dtype, got {kind!r}")
+    dtype = np.dtype(kind)
+    if dtype.itemsize * len(entries) > _MOST_CLASSES:
+        raise ValueError(f"class_type {kind!r} needs {dtype.itemsize} bytes for each of {len(entries)} classes")
+    classes = np.array(entries, dtype=dtype)
+    # Not so where a text is longer than its type, or a number of another.
+    if _as_json(classes) != entries or len(set(entries)) != len(entries):
+        raise ValueError(f"classes must be different, and of class_type {kind!r}")
+    return classes
+
+
+def _positive(name: str, value: Any) -> float:
+    number = float(as_number(name, value))
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return number
 
 
 def _plain(value: Any) -> Any:

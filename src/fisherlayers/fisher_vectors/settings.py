@@ -198,14 +198,18 @@ class NetworkSettings:
             The settings.
 
         Raises:
-            ValueError: If a setting is unknown or missing.
+            ValueError: If a setting is unknown, missing, or of another kind.
         """
-        names = {field.name for field in fields(cls)}
-        unknown, missing = set(config) - names, names - set(config) - _LATER
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        unknown, missing = set(config) - set(kinds), set(kinds) - set(config) - _LATER
         if unknown or missing:
             raise ValueError(f"settings do not fit this version: unknown {sorted(unknown)}, missing {sorted(missing)}")
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
-        return cls(**values)
+        for name, value in config.items():
+            if isinstance(value, list) != kinds[name].startswith("tuple"):
+                raise ValueError(
+                    f"{name} must be {'a list' if kinds[name].startswith('tuple') else 'one value'}, got {value!r}"
+                )
+        return cls(**{name: as_setting(name, value, kinds[name]) for name, value in config.items()})
 
 
 # Models were saved before there were these; each has a default that leaves all as it was.

@@ -31,6 +31,7 @@ __all__ = ["RowStore", "StoreError", "Workspace"]
 _ROWS = "rows.bin"
 _CHUNKS = "chunks.jsonl"
 _VERSION = 1
+_KEPT = "make room or give another workspace, and fit again; what is finished is kept"
 
 
 class StoreError(OSError):
@@ -45,6 +46,7 @@ class RowStore:
         shape: (n, F).
         dtype: Of the numbers.
         chunk_rows: Rows a chunk; the last may have fewer.
+        advice: What to do where there is no room.
 
     Attributes:
         empty: Finished rows that are zero.
@@ -53,7 +55,15 @@ class RowStore:
         StoreError: If there is no room, or the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], shape: tuple[int, int], dtype: str, chunk_rows: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        shape: tuple[int, int],
+        dtype: str,
+        chunk_rows: int,
+        advice: str = _KEPT,
+    ) -> None:
+        self._advice = advice
         self.folder, self.shape, self.dtype, self.chunk_rows = Path(folder), shape, np.dtype(dtype), chunk_rows
         self._path = self.folder / _ROWS
         self.empty = 0
@@ -191,7 +201,7 @@ class RowStore:
         except OSError as error:
             room = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
             need = f"the encodings take {self.shape[0] * self._row_bytes / 1e9:.2f} GB"
-            advice = f"{need}: make room or give another workspace, and fit again; what is finished is kept"
+            advice = f"{need}: {self._advice}"
             raise StoreError(
                 error.errno,
                 f"cannot write to {self.folder}: {error.strerror or error}"

@@ -20,7 +20,7 @@ from fisherlayers.fisher_vectors.images import ImageList, warn_empty
 from fisherlayers.fisher_vectors.labels import check_labels
 from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
-from fisherlayers.fisher_vectors.parallel import reporter, single_torch_thread
+from fisherlayers.fisher_vectors.parallel import on_cpu, reporter, single_torch_thread
 from fisherlayers.fisher_vectors.setting_values import check_device
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.stage import FisherStage
@@ -89,6 +89,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         self.device = device
         self.verbose = verbose
 
+    @on_cpu
     def fit(self, images: Any, y: Any = None) -> Self:
         """Learn the network.
 
@@ -102,6 +103,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         self._learn(ImageList(images, each=self._execution().each), y, encode=False)
         return self
 
+    @on_cpu
     def fit_transform(self, images: Any, y: Any = None) -> Any:
         """Learn the network and encode the images that it was learned on.
 
@@ -117,6 +119,7 @@ class FisherVectorTransformer(TransformerMixin, BaseEstimator):  # type: ignore[
         """
         return self._learn(ImageList(images, each=self._execution().each), y, encode=True)
 
+    @on_cpu
     def transform(self, images: Any) -> Any:
         """Encode images.
 

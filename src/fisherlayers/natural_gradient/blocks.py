@@ -48,7 +48,9 @@ class BlockWeight(FisherWeight):
 
     @override
     def refreshed(self) -> Coordinates | None:
-        dense = DenseRoot(torch.eye(self.origin.shape[-1]).to(self.origin).expand(len(self.origin), -1, -1))
+        blocks, width = self.origin.shape
+        eye = torch.eye(width, dtype=self.origin.dtype, device=self.origin.device)
+        dense = DenseRoot(eye.expand(blocks, -1, -1))
         found = input_coordinates(
             self.information.value(), self.origin, centred=self.centred, damping=self.damping, previous=dense
         )

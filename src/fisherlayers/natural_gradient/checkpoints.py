@@ -1,6 +1,6 @@
 """Plain checkpoints in and out of a reconstructed model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def key_of(name: str) -> str:
 def accept_plain_keys(host: nn.Module) -> None:
     """Let ``load_state_dict`` of a module with reconstructed weights take the plain module's keys as well.
 
-    They become W' and d in the coordinates in use; information, root and counters stay.
+    They become W' and d in the coordinates in use; information, root and counters stay. Keys of coordinates of another
+    kind are refused, also with ``strict=False``.
 
     Args:
         host: A module with reconstructed weights.
@@ -116,6 +117,7 @@ def _translate(
     names = [name for name in order_of(host) if original(host, name) is not None]
     plain = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
     if not plain:
+        _refuse_other_coordinates(host, state_dict, prefix, error_msgs)
         return
     if any(map(is_sharded, host.parameters())):
         raise RuntimeError(
@@ -138,6 +140,33 @@ def _translate(
     inner |= {f"{own}{name}.original": value for name, value in moved.items()}
     for key, value in inner.items():
         state_dict.setdefault(key, value)
+
+
+def _refuse_other_coordinates(host: nn.Module, state_dict: dict[str, Any], prefix: str, error_msgs: list[str]) -> None:
+    # W' means nothing without its root, nor a root without its W': with strict=False torch would take one of them.
+    for name in list(host.get_submodule("parametrizations")._modules):
+        if fisher_of(host, name) is None:
+            continue
+        own = f"{prefix}parametrizations.{name}."
+        mine = {key: value for key, value in host.state_dict(prefix=prefix).items() if key.startswith(own)}
+        given = [key for key in state_dict if key.startswith(own)]
+        found, expected = _coordinates(given, own), _coordinates(mine, own)
+        if not found or found == expected:
+            continue
+        error_msgs.append(
+            f"{prefix}{name}: the checkpoint has {', '.join(sorted(found))}, the model "
+            f"{', '.join(sorted(expected))}: it was saved with another mode, rank or block_size, or is not whole. "
+            "Reconstruct with the settings of the model that was saved, or load its plain_state_dict."
+        )
+        for key in given:
+            del state_dict[key]
+        state_dict |= mine
+
+
+def _coordinates(keys: Iterable[str], own: str) -> set[str]:
+    """Return those of a weight's keys without which its function is another one."""
+    names = (key.removeprefix(own).removeprefix("0.") for key in keys)
+    return {name for name in names if name.partition(".")[0] in {"original", "root", "output", "mean", "shift"}}
 
 
 def _from_plain(host: nn.Module, plain: dict[str, Tensor]) -> dict[str, Tensor]:

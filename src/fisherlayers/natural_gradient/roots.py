@@ -78,7 +78,7 @@ def input_coordinates(
         return None
     if bool(still.any()):
         second_moment, origin = second_moment.clone(), origin.clone()
-        second_moment[still], origin[still] = torch.eye(size + 1).to(second_moment), 0.0
+        second_moment[still], origin[still] = _eye(size + 1, second_moment), 0.0
         return input_coordinates(second_moment, origin, centred=centred, damping=damping, previous=previous)
     middle = (mean if centred else torch.zeros_like(mean)).to(origin.dtype)
     if math.isinf(damping):
@@ -139,10 +139,13 @@ def _identity(root: Root) -> Root:
     if isinstance(root, DiagonalRoot):
         return DiagonalRoot(torch.ones_like(root.gains))
     if isinstance(root, BlockRoot):
-        return BlockRoot(
-            torch.eye(root.matrices.shape[-1]).to(root.matrices).repeat(len(root.matrices), 1, 1), root.num_features
-        )
-    return DenseRoot(torch.eye(root.dense().shape[-1]).to(root.dense()).expand_as(root.dense()).clone())
+        blocks = _eye(root.matrices.shape[-1], root.matrices).repeat(len(root.matrices), 1, 1)
+        return BlockRoot(blocks, root.num_features)
+    return DenseRoot(_eye(root.dense().shape[-1], root.dense()).expand_as(root.dense()).clone())
+
+
+def _eye(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
 def _trace(matrix: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ only adds to sums; an optimizer's step enters them into the information, then re
 """
 
 import functools
+import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,8 @@ _limited: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()  # with a trust re
 _biases: Registry[FisherBias] = Registry()  # by d
 # Optimizers that have stepped a weight or bias of ours, in the order in which they began: the same in all processes.
 _steppers: "weakref.WeakKeyDictionary[Optimizer, None]" = weakref.WeakKeyDictionary()
+
+_resumed: "weakref.WeakSet[FisherWeight]" = weakref.WeakSet()  # whose optimizers have been looked for
 
 # Steps after which a weight that is trained should have seen an input.
 _PATIENCE = 10
@@ -104,11 +107,28 @@ def refresh_weights(fishers: Iterable[FisherWeight], optimizers: tuple[Optimizer
     fishers = list(fishers)
     for optimizer in optimizers:
         _adapt(fishers, optimizer)
+    _find_optimizers(fishers)
     every = list(dict.fromkeys((*optimizers, *_steppers)))
     for fisher, new in zip(fishers, refreshed_together(fishers), strict=True):
         if new is not None:
             move(fisher, new, every)
         fisher.refreshed_at, fisher.was_centred = fisher.steps, fisher.centred
+
+
+def _find_optimizers(fishers: Sequence[FisherWeight]) -> None:
+    # After a restart the first step of one of several optimizers may come with a new root, which the momentum of the
+    # others has to follow; torch has no list of them.
+    resumed = [fisher for fisher in fishers if fisher.steps > 0 and fisher not in _resumed]
+    _resumed.update(resumed)
+    parameters = [p for fisher in resumed for p in (fisher.weight, *(bias.parameter for bias in fisher.biases()))]
+    missing = {id(p) for p in parameters if p.requires_grad}
+    missing -= {id(p) for optimizer in _steppers for p in _parameters(optimizer)}
+    if missing:
+        every = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
+        # A wrapper shows the state of the optimizer in it.
+        for optimizer in (each for each in every if vars(each).keys() >= {"state", "param_groups"}):
+            if not missing.isdisjoint(map(id, _parameters(optimizer))):
+                _steppers[optimizer] = None
 
 
 def _adapt(fishers: Iterable[FisherWeight], optimizer: Optimizer) -> None:

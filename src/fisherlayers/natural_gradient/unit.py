@@ -151,7 +151,7 @@ class UnitWeight(FisherWeight):
         shape = self.layout.rows(getattr(reader.host, reader.weight)).shape[:-1]
         self.output: DiagonalRoot = DiagonalRoot(self.mean.new_ones(shape))
         if compat:
-            self.information.second_moment.copy_(torch.eye(self.mean.shape[-1] + 1))
+            self.information.second_moment.copy_(torch.eye(self.mean.shape[-1] + 1, device=self.mean.device))
 
     @property
     @override
