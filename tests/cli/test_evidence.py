@@ -59,6 +59,21 @@ def test_pictures_of_a_former_call_are_replaced_and_files_of_one_name_numbered(r
     assert contents[0][first] == contents[1][second] != contents[1][first] == contents[0][second]
 
 
+def test_ctrl_c_says_how_many_pictures_there_are(run, fitted, paths, tmp_path, monkeypatch):
+    find, calls = DeepFisherNetwork.evidence, iter(range(9))
+
+    def interrupted(*arguments):
+        if next(calls):
+            raise KeyboardInterrupt
+        return find(*arguments)
+
+    monkeypatch.setattr(DeepFisherNetwork, "evidence", interrupted)
+    result = run("evidence", fitted.model, *paths, "-o", tmp_path / "maps")
+    assert result.code == 130
+    assert result.err.endswith(f"interrupted; 1 of 2 pictures are in {tmp_path / 'maps'}\n")
+    assert len(list((tmp_path / "maps").iterdir())) == 1
+
+
 def test_user_errors(refused, fitted, paths, tmp_path):
     assert "--label must be a class" in refused("evidence", fitted.model, *paths, "-o", tmp_path, "--label", "no")
     (tmp_path / "file").write_text("")

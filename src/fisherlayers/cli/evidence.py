@@ -35,6 +35,7 @@ def evidence(
 
     Raises:
         UserError: the class is unknown, the output is no folder, or images are unreadable.
+        KeyboardInterrupt: says how many pictures there are.
     """
     from fisherlayers.cli.image_inputs import read_images
     from fisherlayers.cli.output import show_table
@@ -57,15 +58,18 @@ def evidence(
     rows: list[list[str]] = []
     taken: set[Path] = set()
     output.mkdir(parents=True, exist_ok=True)
-    for position, image in zip(reading.kept, reading.images, strict=True):
-        name = network.predict([image])[0] if label is None else known[label]
-        (found,) = network.evidence([image], name)
-        place = _free(output / f"{images[position].stem}-evidence.png", taken)
-        taken.add(place)
-        write_file(place, png_bytes(evidence_overlay(_pixels(image), found)))
-        parts = (float(found[found > 0].sum()), float(found[found < 0].sum()), constant_of[name])
-        values = [f"{value:+.3f}" for value in (*parts, sum(parts))]
-        rows.append([str(images[position]), str(name), *values, str(place)])
+    try:
+        for position, image in zip(reading.kept, reading.images, strict=True):
+            name = network.predict([image])[0] if label is None else known[label]
+            (found,) = network.evidence([image], name)
+            place = _free(output / f"{images[position].stem}-evidence.png", taken)
+            taken.add(place)
+            write_file(place, png_bytes(evidence_overlay(_pixels(image), found)))
+            parts = (float(found[found > 0].sum()), float(found[found < 0].sum()), constant_of[name])
+            values = [f"{value:+.3f}" for value in (*parts, sum(parts))]
+            rows.append([str(images[position]), str(name), *values, str(place)])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{len(rows)} of {len(images)} pictures are in {output}") from None
     if rows:
         show_table(["image", "class", "for", "against", "constant", "score", "picture"], rows)
     if reading.problems:

@@ -89,7 +89,7 @@ def race(
     check_file(output)
     if results is not None:
         check_file(results)
-        if results.absolute() == output.absolute():
+        if results.resolve() == output.resolve():
             raise UserError(f"--output and --json both name {output}: give two files")
     from fisherlayers import race as races
     from fisherlayers.cli.standings import Standings
