@@ -12,6 +12,7 @@ from fisherlayers.cli.console import Stages
 from fisherlayers.cli.race import Optimizer, TaskName
 from fisherlayers.cli.standings import Standings
 from fisherlayers.race import BASES, CONTENDERS, TASKS, Point, Progress, Trial, Tuning, race_from_json
+from race.small_task import small_task
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,24 @@ def test_the_race_needs_the_report_extra_only(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     result = run("race", "--optimizer", "SGD", "--seeds", 1, "--steps", 2, "-o", tmp_path / "r.svg")
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+def test_a_missing_package_is_named_before_the_race(refused, tmp_path, monkeypatch, trials):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    arguments = ("--optimizer", "SGD", "--optimizer", "SOAP", "--tune", trials, "--steps", 2)
+    message = refused("race", *arguments, "-o", tmp_path / "r.svg")
+    assert "python -m pip install 'fisherlayers[bench]'" in message
+    assert "run 1" not in message
+    assert "tune SGD" not in message
+
+
+def test_an_optimizer_whose_plain_run_goes_nowhere_is_named(run, tmp_path, monkeypatch):
+    still = small_task(loss=lambda outputs, targets: 1 + 0 * outputs.sum())
+    monkeypatch.setattr("fisherlayers.race.load_task", lambda name: still)
+    result = run("race", "--optimizer", "SGD", "--steps", 3, "-o", tmp_path / "r.svg")
+    assert result.code == 0, result.err
+    assert "no target, as no plain run ends lower than it began: SGD\n" in result.out
 
 
 @pytest.mark.parametrize("kind", [Stages, lambda: Standings("accuracy")])
