@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Final, ParamSpec
 
 import typer
@@ -20,6 +21,8 @@ def _check_jobs(jobs: int) -> int:
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+# Whether they can be read is seen image by image: one that cannot must not keep the others.
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", readable=False)]
 Jobs = Annotated[int, typer.Option(callback=_check_jobs, help="Threads over images; -1 for all cores.")]
 
 USER_ERROR: Final = 2

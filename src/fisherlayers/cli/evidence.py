@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fisherlayers.cli.errors import Debug, UserError, guarded
+from fisherlayers.cli.errors import Debug, Images, UserError, guarded
 
 if TYPE_CHECKING:
     from fisherlayers.data.images import Pixels
@@ -26,7 +26,7 @@ Examples:
 @guarded
 def evidence(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that fit wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures; made if need be.")],
     label: Annotated[str | None, typer.Option(help="The class; by default the predicted one of each image.")] = None,
     debug: Debug = False,
@@ -37,8 +37,12 @@ def evidence(
         UserError: the class is unknown, the output is no folder, or images are unreadable.
         KeyboardInterrupt: says how many pictures there are.
     """
+    from fisherlayers.cli.output import check_writable, show_table
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output must be a folder; {output} is a file")
+    check_writable(output)
     from fisherlayers.cli.image_inputs import read_images
-    from fisherlayers.cli.output import show_table
     from fisherlayers.files import write_file
     from fisherlayers.fisher_vectors import DeepFisherNetwork
     from fisherlayers.report import evidence_overlay, png_bytes
@@ -52,8 +56,6 @@ def evidence(
     known = {str(name): name for name in network.classes_.tolist()}
     if label is not None and label not in known:
         raise UserError(f"--label must be a class of the model, got {label!r}; its classes are {', '.join(known)}")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output must be a folder; {output} is a file")
     reading = read_images(images)
     rows: list[list[str]] = []
     taken: set[Path] = set()

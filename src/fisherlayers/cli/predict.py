@@ -8,7 +8,7 @@ from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from fisherlayers.cli.errors import Debug, Jobs, UserError, guarded
+from fisherlayers.cli.errors import Debug, Images, Jobs, UserError, guarded
 
 HELP: Final = """Classify images.
 
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 @guarded
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that fit wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Images,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image, the most probable first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image,rank,class,probability.")] = False,
