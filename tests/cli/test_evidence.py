@@ -1,5 +1,7 @@
 """``evidence`` through the command line: pictures of the classifier's own maps."""
 
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +59,31 @@ def test_pictures_of_a_former_call_are_replaced_and_files_of_one_name_numbered(r
     first, second = "photo-evidence.png", "photo-evidence-2.png"
     assert contents[0].keys() == contents[1].keys() == {first, second}
     assert contents[0][first] == contents[1][second] != contents[1][first] == contents[0][second]
+
+
+def test_ctrl_c_says_how_many_pictures_there_are(run, fitted, paths, tmp_path, monkeypatch):
+    find, calls = DeepFisherNetwork.evidence, iter(range(9))
+
+    def interrupted(*arguments):
+        if next(calls):
+            raise KeyboardInterrupt
+        return find(*arguments)
+
+    monkeypatch.setattr(DeepFisherNetwork, "evidence", interrupted)
+    result = run("evidence", fitted.model, *paths, "-o", tmp_path / "maps")
+    assert result.code == 130
+    assert result.err.endswith(f"interrupted; 1 of 2 pictures are in {tmp_path / 'maps'}\n")
+    assert len(list((tmp_path / "maps").iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_images_are_read(refused, fitted, paths, tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    message = refused("evidence", fitted.model, *paths, "-o", tmp_path / "maps")
+    assert f"cannot write to {tmp_path}: Permission denied" in message
+    assert "reading images" not in message
 
 
 def test_user_errors(refused, fitted, paths, tmp_path):

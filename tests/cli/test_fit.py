@@ -292,6 +292,14 @@ def test_wrong_options_are_refused_by_name(run, folder, tmp_path):
         assert option in result.err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--jobs", 0), ("--seed", 2**32)])
+def test_numbers_that_no_fit_can_use_are_refused_before_images_are_read(run, folder, tmp_path, option, value):
+    result = run("fit", folder, "-o", tmp_path / "m", option, value)
+    assert result.code == 2
+    assert f"Invalid value for '{option}'" in result.err
+    assert "reading images" not in result.err
+
+
 def test_presets_are_those_of_the_classifier():
     assert {preset.value for preset in Preset} == {"auto", *PRESETS}
 

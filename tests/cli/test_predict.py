@@ -1,7 +1,9 @@
 """``predict`` through the command line: the classifier's own answers in three formats."""
 
 import csv
+import errno
 import io
+import os
 
 import numpy as np
 import pytest
@@ -51,6 +53,25 @@ def test_unreadable_images_do_not_stop_the_others(run, fitted, paths, tmp_path):
     assert "unreadable images: 2" in result.err
     assert "bad.png: its content is not an image" in result.err
     assert "none.png: there is no such file" in result.err
+
+
+def test_an_image_without_permission_does_not_stop_the_others(run, fitted, paths, monkeypatch, load_json):
+    """The library says so, after the others; the parser of the command line must not before them."""
+    locked, may, read = paths[0], os.access, Image.open
+
+    def denied(path):
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(
+        "os.access", lambda path, mode, **rest: os.fsdecode(path) != str(locked) and may(path, mode, **rest)
+    )
+    monkeypatch.setattr(Image, "open", denied)
+    result = run("predict", fitted.model, *paths, "--json")
+    assert result.code == 2
+    assert f"cannot read image {locked}: Permission denied" in result.err
+    assert [answer["image"] for answer in load_json(result.out)] == [str(path) for path in paths[1:]]
 
 
 def test_only_unreadable_images(refused, fitted, tmp_path):

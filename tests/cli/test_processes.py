@@ -1,6 +1,7 @@
 """The command as a real process: start-up, exit codes, Ctrl-C, file-size limits and a full output."""
 
 import functools
+import json
 import os
 import resource
 import signal
@@ -153,3 +154,33 @@ def test_help_takes_less_than_half_a_second():
     call("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_any_file_name_can_be_printed(fitted, tmp_path, encoding):
+    """Also one that is not UTF-8, on a stream that is strict, as in most languages' locales."""
+    name = os.fsencode(tmp_path) + "/日本 é".encode() + b"\xe9.png"
+    with open(name, "wb") as file:
+        file.write(next(fitted.test.glob("*/*.png")).read_bytes())
+    options = {"env": {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}, "capture_output": True, "timeout": 120}
+    for form in (["--json"], ["--csv"], []):
+        command = [*COMMAND, "predict", os.fspath(fitted.model), name, *form]
+        result = subprocess.run(command, **options)
+        assert result.returncode == 0, result.stderr
+        if form == ["--json"]:
+            assert [os.fsencode(answer["image"]) for answer in json.loads(result.stdout)] == [name]
+        elif encoding == "utf-8":
+            assert name in result.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/sh"), reason="needs a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams(fitted, closed):
+    """What is meant for the error stream must not end up between the rows."""
+    images = sorted(fitted.test.glob("*/*.png"))[:2]
+    command = [*COMMAND, "predict", str(fitted.model), *map(str, images), "--csv", "--top", "1"]
+    result = subprocess.run(["/bin/sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    if closed == "2>&-":
+        assert [line.split(",")[0] for line in result.stdout.splitlines()] == ["image", *map(str, images)]

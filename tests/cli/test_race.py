@@ -8,9 +8,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
+from fisherlayers.cli.console import Stages
 from fisherlayers.cli.race import Optimizer, TaskName
 from fisherlayers.cli.standings import Standings
 from fisherlayers.race import BASES, CONTENDERS, TASKS, Point, Progress, Trial, Tuning, race_from_json
+from race.small_task import small_task
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,9 @@ def test_places_that_are_no_files_or_the_same_are_found_before_the_race(refused,
     assert "is a folder: the name of a file is needed" in refused("race", "-o", str(tmp_path))
     assert "is a folder" in refused("race", "--json", ".")
     assert "both name a.svg" in refused("race", "-o", "a.svg", "--json", "a.svg")
+    (tmp_path / "link.svg").symlink_to("a.json")
+    assert "both name link.svg" in refused("race", "-o", "link.svg", "--json", "a.json")
+    assert "both name b/../a.svg" in refused("race", "-o", "b/../a.svg", "--json", "a.svg")
 
 
 def test_a_disk_that_fills_up_leaves_no_half_figure(refused, tmp_path, monkeypatch):
@@ -112,6 +117,37 @@ def test_the_race_needs_the_report_extra_only(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     result = run("race", "--optimizer", "SGD", "--seeds", 1, "--steps", 2, "-o", tmp_path / "r.svg")
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+def test_a_missing_package_is_named_before_the_race(refused, tmp_path, monkeypatch, trials):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    arguments = ("--optimizer", "SGD", "--optimizer", "SOAP", "--tune", trials, "--steps", 2)
+    message = refused("race", *arguments, "-o", tmp_path / "r.svg")
+    assert "python -m pip install 'fisherlayers[bench]'" in message
+    assert "run 1" not in message
+    assert "tune SGD" not in message
+
+
+def test_an_optimizer_whose_plain_run_goes_nowhere_is_named(run, tmp_path, monkeypatch):
+    still = small_task(loss=lambda outputs, targets: 1 + 0 * outputs.sum())
+    monkeypatch.setattr("fisherlayers.race.load_task", lambda name: still)
+    result = run("race", "--optimizer", "SGD", "--steps", 3, "-o", tmp_path / "r.svg")
+    assert result.code == 0, result.err
+    assert "no target, as no plain run ends lower than it began: SGD\n" in result.out
+
+
+@pytest.mark.parametrize("kind", [Stages, lambda: Standings("accuracy")])
+def test_a_dumb_terminal_gets_lines_instead_of_bars(kind, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # then rich takes any stream for a terminal
+    monkeypatch.setenv("TERM", "dumb")
+    with kind() as shown:
+        if isinstance(shown, Stages):
+            shown("encode", 1, 2)
+        else:
+            shown(Progress("SGD", 7, 0, 1, 9, Point(9, 0.5, 0.25, 1.0, 90.0)))
+    expected = "encode ...\n" if isinstance(shown, Stages) else "run 1 of 1: SGD, seed 7: training loss 0.25\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_live_table_shows_the_latest_evaluation_of_each_method():

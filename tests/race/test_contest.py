@@ -125,3 +125,35 @@ def test_the_key_changes_with_the_options_of_reconstruct():
 def test_the_reference_must_race():
     with pytest.raises(ValueError, match="must hold the reference 'Adam'"):
         organizer().race(METHODS[1:])
+    with pytest.raises(ValueError, match="methods must have distinct names"):
+        organizer().race([*METHODS, METHODS[1]])
+
+
+def test_a_reference_without_a_target_ends_the_contest_before_the_others_search():
+    task = small_task(loss=lambda outputs, targets: torch.nan * outputs.sum())
+    journal = Journal()
+    with pytest.raises(RuntimeError, match="all 2 trials of Adam diverged"):
+        organizer(journal, task).race(METHODS[::-1])
+    assert len(journal) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"trials": 0}, "trials must be at least 1"),
+        ({"evaluations": 0}, "evaluations must be at least 1"),
+        ({"seeds": ()}, "seeds must be one or more"),
+        ({"seeds": (1, 1)}, "all different"),
+        ({"horizons": (0.5,)}, "horizons must begin with 1"),
+    ],
+)
+def test_a_plan_that_no_contest_can_follow_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **changes)
+
+
+def test_a_journal_may_be_named_by_text(tmp_path, even):
+    journal = Journal(str(tmp_path / "journal.jsonl"))
+    organizer(journal).search(METHODS[0], METHODS[0])
+    assert len(journal) == len(Journal(str(tmp_path / "journal.jsonl"))) == 2

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from fisherlayers.race import (
     race_to_json,
     seconds_to,
     steps_to,
+    summarize,
 )
 from race.hand_made import run
 
@@ -42,6 +44,8 @@ def test_compare_refuses_other_seeds_and_diverged_references():
         compare(run([1.0], seed=1), run([1.0]))
     with pytest.raises(ValueError, match="it sets no target"):
         compare(run([1.0]), run([1.0], diverged=True))
+    with pytest.raises(ValueError, match="ends no lower than it began: it sets no target"):
+        compare(run([1.0, 0.5]), run([1.0, 0.9, 1.0]))
 
 
 @pytest.fixture
@@ -62,6 +66,16 @@ def test_pairs_are_of_one_base_and_seed(race):
     pairs = compare_pairs(race)
     assert list(pairs) == ["SGD"]
     assert [(pair.seed, pair.steps_ratio) for pair in pairs["SGD"]] == [(0, 0.5), (1, 1.0)]
+
+
+def test_a_plain_run_that_stays_where_it_began_is_in_no_pair():
+    """Of a model whose outputs do not move, say."""
+    runs = (run([2.0, 2.0]), run([2.0, 2.0], reconstructed=True), run([2.0, 1.0], seed=1))
+    still = Race(
+        "small", "a small task", "accuracy", 8, 20, "linear", (*runs, run([2.0, 1.0], seed=1, reconstructed=True))
+    )
+    assert [pair.seed for pair in compare_pairs(still)["SGD"]] == [1]
+    assert summarize(replace(still, runs=runs[:2])) == []
 
 
 def test_a_race_knows_its_methods_and_their_runs(race):

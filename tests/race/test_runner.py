@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers.race import make_method, run_race, train
+from fisherlayers.race import Method, make_method, run_race, train
 from fisherlayers.race.runner import SCHEDULES, Stopwatch, _means
 from race.small_task import small_task
 
@@ -174,6 +174,9 @@ def test_schedules_begin_at_one_and_fall_to_zero():
     [
         ({"steps": 0}, "steps >= 1"),
         ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"learning_rate": math.nan}, "learning_rate > 0"),
+        ({"learning_rate": math.inf}, "finite learning_rate"),
+        ({"clock": "sun"}, "clock must be one of"),
         ({"schedule": "stairs"}, "schedule must be one of"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
     ],
@@ -188,5 +191,22 @@ def test_a_race_needs_distinct_methods_and_a_seed():
         run_race(small_task(), [SGD, replace(SGD)])
     with pytest.raises(ValueError, match="distinct names"):
         run_race(small_task(), [])
-    with pytest.raises(ValueError, match="seeds is empty"):
-        run_race(small_task(), [SGD], seeds=[])
+    for seeds in ([], [0, 1, 0]):
+        with pytest.raises(ValueError, match="seeds must be one or more, all different"):
+            run_race(small_task(), [SGD], seeds=seeds)
+
+
+def test_a_learning_rate_of_no_method_is_refused():
+    with pytest.raises(ValueError, match=r"learning_rates names no method: \['sgd'\]; the methods are \['SGD'\]"):
+        run_race(small_task(), [SGD], learning_rates={"sgd": 0.1})
+
+
+def test_a_method_that_cannot_be_built_is_found_before_others_run():
+    def fail(model, learning_rate):
+        raise ImportError("no such package")
+
+    absent = Method("absent", "SGD", replace(SGD.optimizer, make=fail))
+    state = torch.get_rng_state()
+    with pytest.raises(ImportError, match="no such package"):
+        run_race(small_task(), [SGD, absent], on_progress=lambda _: pytest.fail("the race began"))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fisherlayers.data import DataNotFoundError, TrainTest
-from fisherlayers.race import TASKS, load_task
+from fisherlayers.race import TASKS, Examples, load_task
 from fisherlayers.race.tasks.image_tasks import held_out
 from fisherlayers.race.tasks.task import accuracy, cross_entropy, explained_variance, pixel_cross_entropy
 from fisherlayers.race.tasks.text_tasks import windows
@@ -113,3 +113,18 @@ def test_an_unknown_task_is_refused_by_name():
     assert "digits" in TASKS
     with pytest.raises(ValueError, match=r"task must be one of .*'digits'.*got 'mnist5'"):
         load_task("mnist5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": Examples(torch.ones(3, 5), torch.ones(2, 2))}, "train must hold examples.*3 inputs and 2 targets"),
+        ({"validation": Examples(torch.ones(0, 5), torch.ones(0, 2))}, "validation must hold examples"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"evaluation_size": 0}, "evaluation_size must be at least 1"),
+        ({"validation_size": -1}, "validation_size must be at least 1"),
+    ],
+)
+def test_a_task_that_cannot_be_raced_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_task(**changes)

@@ -70,6 +70,8 @@ def test_the_best_learning_rate_has_the_lowest_loss():
     assert tuning.best("train_loss") == 0.1
     with pytest.raises(RuntimeError, match="all 1 trials of SGD diverged"):
         Tuning("SGD", (0,), trials[2:]).best()
+    with pytest.raises(ValueError, match="criterion must be one of"):
+        tuning.best("accuracy")
 
 
 def test_the_best_for_a_target_has_the_fewest_steps_or_else_the_lowest_loss():

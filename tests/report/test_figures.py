@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from fisherlayers.report import Curve, bars, curves, image_grid
+from fisherlayers.report import Curve, bars, curves, evidence_grid, image_grid
 
 LINES = [Curve("plain", [0, 1, 2], [1.0, 0.5, 0.2], "SGD"), Curve("ours", [0, 1, 2], [1.0, 0.1, 0.05], "SGD", True)]
 
@@ -59,6 +59,20 @@ def test_a_grid_names_the_prediction_and_the_truth_where_they_differ():
     images = [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.ones((4, 4))]
     text = words(image_grid(images, ["brick", "grass", "sand"], ["brick", "moss", "sand"], columns=2))
     assert [word for word in text if word] == ["brick", "grass", "(moss)", "sand"]
+
+
+def test_names_are_no_formulas():
+    """The names of classes are the user's: dollars made them formulas, or the figure fail."""
+    names, image = ["$5 and $6", "a $\\bad{$ <b>"], [np.zeros((4, 4), np.uint8)]
+    lines = [Curve(name, [0, 1], [1.0, 10.0], name) for name in names]
+    for svg in (
+        curves({names[0]: lines}, xlabel=names[1], ylabel=names[0]),
+        bars(dict.fromkeys(names, 1.0), xlabel=names[1]),
+        image_grid(image * 2, names, names),
+        evidence_grid(image * 2, [np.zeros((4, 4))] * 2, names),
+    ):
+        assert set(names) <= set(words(svg))
+    assert not any("mathdefault" in word for word in words(curves({"": lines}, xlabel="x", ylabel="y")))
 
 
 def test_equal_figures_give_equal_bytes():

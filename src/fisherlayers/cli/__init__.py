@@ -10,6 +10,7 @@ import typer
 from fisherlayers import __version__
 from fisherlayers.cli import demo, evaluate, evidence, fit, predict, race
 from fisherlayers.cli.errors import INTERRUPTED, USER_ERROR
+from fisherlayers.cli.streams import prepare_streams
 
 HELP = """Fisher layers: classify images by Deep Fisher Networks, and train networks by natural gradient.
 
@@ -66,6 +67,7 @@ def main() -> None:
     """
     # Read once, when torch is imported: waiting threads that spin make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_streams()
     try:
         app()
     except KeyboardInterrupt:  # outside a command

@@ -1,4 +1,4 @@
-"""Progress on the error stream: bars on a terminal, one line a stage elsewhere."""
+"""Progress on the error stream: bars on a terminal that can move its cursor, one line a stage elsewhere."""
 
 import sys
 from types import TracebackType
@@ -25,7 +25,7 @@ class Stages:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
             transient=True,
         )
 

@@ -6,13 +6,24 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Final, ParamSpec
 
 import typer
 
 Parameters = ParamSpec("Parameters")
 
+
+def _check_jobs(jobs: int) -> int:
+    if jobs == 0:
+        raise typer.BadParameter("0 threads do no work: give 1 or more, or -1 for all cores")
+    return jobs
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+# Whether they can be read is seen image by image: one that cannot must not keep the others.
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", readable=False)]
+Jobs = Annotated[int, typer.Option(callback=_check_jobs, help="Threads over images; -1 for all cores.")]
 
 USER_ERROR: Final = 2
 INTERRUPTED: Final = 130
@@ -43,11 +54,11 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
             sys.stdout.flush()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             kept = (
                 f"finished work is kept in {kwargs['workspace']}" if kwargs.get("workspace") else "nothing was written"
             )
-            typer.echo(f"\ninterrupted; {kept}", err=True)
+            typer.echo(f"\ninterrupted; {str(interrupt) or kept}", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # the reader, such as head, has seen enough
             raise

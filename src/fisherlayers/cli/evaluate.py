@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from fisherlayers.cli.errors import Debug, UserError, guarded
+from fisherlayers.cli.errors import Debug, Jobs, UserError, guarded
 
 HELP: Final = """Compare a model's predictions with the labels.
 
@@ -69,7 +69,7 @@ def evaluate(
         Path, typer.Argument(metavar="FOLDER_OR_CSV", help="A folder of class folders, or a CSV table path,label.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the confusion matrix.")] = False,
-    jobs: Annotated[int, typer.Option(help="Threads over images; -1 for all cores.")] = -1,
+    jobs: Jobs = -1,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out instead of stopping.")
     ] = False,
@@ -95,7 +95,7 @@ def evaluate(
     predicted = [str(name) for name in by_parts(network.predict, images)]
     evaluation = compare(names.tolist(), predicted, classes)
     if as_json:
-        typer.echo(json.dumps(asdict(evaluation), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(asdict(evaluation), indent=1))
     else:
         _print_tables(evaluation)
 

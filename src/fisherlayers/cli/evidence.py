@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fisherlayers.cli.errors import Debug, UserError, guarded
+from fisherlayers.cli.errors import Debug, Images, UserError, guarded
 
 if TYPE_CHECKING:
     from fisherlayers.data.images import Pixels
@@ -26,7 +26,7 @@ Examples:
 @guarded
 def evidence(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that fit wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures; made if need be.")],
     label: Annotated[str | None, typer.Option(help="The class; by default the predicted one of each image.")] = None,
     debug: Debug = False,
@@ -35,9 +35,14 @@ def evidence(
 
     Raises:
         UserError: the class is unknown, the output is no folder, or images are unreadable.
+        KeyboardInterrupt: says how many pictures there are.
     """
+    from fisherlayers.cli.output import check_writable, show_table
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output must be a folder; {output} is a file")
+    check_writable(output)
     from fisherlayers.cli.image_inputs import read_images
-    from fisherlayers.cli.output import show_table
     from fisherlayers.files import write_file
     from fisherlayers.fisher_vectors import DeepFisherNetwork
     from fisherlayers.report import evidence_overlay, png_bytes
@@ -51,21 +56,22 @@ def evidence(
     known = {str(name): name for name in network.classes_.tolist()}
     if label is not None and label not in known:
         raise UserError(f"--label must be a class of the model, got {label!r}; its classes are {', '.join(known)}")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output must be a folder; {output} is a file")
     reading = read_images(images)
     rows: list[list[str]] = []
     taken: set[Path] = set()
     output.mkdir(parents=True, exist_ok=True)
-    for position, image in zip(reading.kept, reading.images, strict=True):
-        name = network.predict([image])[0] if label is None else known[label]
-        (found,) = network.evidence([image], name)
-        place = _free(output / f"{images[position].stem}-evidence.png", taken)
-        taken.add(place)
-        write_file(place, png_bytes(evidence_overlay(_pixels(image), found)))
-        parts = (float(found[found > 0].sum()), float(found[found < 0].sum()), constant_of[name])
-        values = [f"{value:+.3f}" for value in (*parts, sum(parts))]
-        rows.append([str(images[position]), str(name), *values, str(place)])
+    try:
+        for position, image in zip(reading.kept, reading.images, strict=True):
+            name = network.predict([image])[0] if label is None else known[label]
+            (found,) = network.evidence([image], name)
+            place = _free(output / f"{images[position].stem}-evidence.png", taken)
+            taken.add(place)
+            write_file(place, png_bytes(evidence_overlay(_pixels(image), found)))
+            parts = (float(found[found > 0].sum()), float(found[found < 0].sum()), constant_of[name])
+            values = [f"{value:+.3f}" for value in (*parts, sum(parts))]
+            rows.append([str(images[position]), str(name), *values, str(place)])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{len(rows)} of {len(images)} pictures are in {output}") from None
     if rows:
         show_table(["image", "class", "for", "against", "constant", "score", "picture"], rows)
     if reading.problems:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fisherlayers.cli.errors import Debug, guarded
+from fisherlayers.cli.errors import Debug, Jobs, guarded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,11 +59,14 @@ def fit(
     refit: Annotated[
         bool, typer.Option(help="After the estimate, fit again on all images; otherwise save the first model.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice; the same seed gives the same model.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Of every random choice; the same seed gives the same model."),
+    ] = 0,
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Let classes weigh the same, however many images each has.")
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Threads over images; -1 for all cores.")] = -1,
+    jobs: Jobs = -1,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory for what grows with the images, such as 4GB; more goes to disk."),

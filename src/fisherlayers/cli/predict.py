@@ -8,7 +8,7 @@ from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from fisherlayers.cli.errors import Debug, UserError, guarded
+from fisherlayers.cli.errors import Debug, Images, Jobs, UserError, guarded
 
 HELP: Final = """Classify images.
 
@@ -32,11 +32,11 @@ class Answer(NamedTuple):
 @guarded
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that fit wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Images,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image, the most probable first.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image,rank,class,probability.")] = False,
-    jobs: Annotated[int, typer.Option(help="Threads over images; -1 for all cores.")] = -1,
+    jobs: Jobs = -1,
     debug: Debug = False,
 ) -> None:
     """Print the most probable classes of each image.
@@ -71,7 +71,7 @@ def _print_json(answers: list[Answer]) -> None:
         {"image": image, "classes": [{"class": name, "probability": share} for name, share in ranking]}
         for image, ranking in answers
     ]
-    typer.echo(json.dumps(records, indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(records, indent=1))
 
 
 def _print_csv(answers: list[Answer]) -> None:

@@ -89,7 +89,7 @@ def race(
     check_file(output)
     if results is not None:
         check_file(results)
-        if results.absolute() == output.absolute():
+        if results.resolve() == output.resolve():
             raise UserError(f"--output and --json both name {output}: give two files")
     from fisherlayers import race as races
     from fisherlayers.cli.standings import Standings
@@ -127,9 +127,11 @@ def tuned_learning_rates(task: "Task", methods: "list[Method]", *, trials: int, 
     """
     from fisherlayers.cli.console import Stages
     from fisherlayers.race import Trial, tune
+    from fisherlayers.race.methods import rehearse
 
     rates: dict[str, float] = {}
     if trials:
+        rehearse(task, methods, {method.name: method.optimizer.usual_rate(task.loss_scale) for method in methods})
         with Stages("tune ") as stages:
             for method in methods:
                 done: list[Trial] = []
@@ -149,6 +151,7 @@ def _print_summary(race: "Race") -> None:
     from fisherlayers.cli.output import show_table
     from fisherlayers.race import summarize
 
+    rows = summarize(race)
     seeds = len({run.seed for run in race.runs})
     typer.echo(
         f"{race.title}: plain -> reconstructed, to the plain run's final training loss; medians of {seeds} seeds"
@@ -165,8 +168,11 @@ def _print_summary(race: "Race") -> None:
                 f"{row.seconds_ratio:.2f}",
                 f"{row.plain_metric:.1f} -> {row.metric:.1f}",
             ]
-            for row in summarize(race)
+            for row in rows
         ],
     )
+    bases = dict.fromkeys(run.base for run in race.runs)
+    if without := [base for base in bases if base not in {row.base for row in rows}]:
+        typer.echo(f"no target, as no plain run ends lower than it began: {', '.join(without)}")
     if diverged := sorted({run.method for run in race.runs if run.diverged}):
         typer.echo(f"diverged at least once: {', '.join(diverged)}")

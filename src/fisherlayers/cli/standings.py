@@ -23,7 +23,7 @@ class Standings:
         self.metric_name = metric_name
         self._latest: dict[str, Progress] = {}
         console = Console(stderr=True)
-        self._live = Live(console=console, transient=True, refresh_per_second=5) if console.is_terminal else None
+        self._live = Live(console=console, transient=True, refresh_per_second=5) if console.is_interactive else None
 
     def __call__(self, progress: Progress) -> None:
         """Take in an evaluation.

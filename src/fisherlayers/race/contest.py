@@ -39,6 +39,10 @@ class Plan:
         most_seconds: of a raced run, over the reference's of the same seed and share.
         most_trial_seconds: the same of a trial.
         schedule: of the learning rate.
+
+    Raises:
+        ValueError: steps, trials or evaluations are fewer than 1, there are no or equal seeds, or the first horizon is
+            not 1.
     """
 
     steps: int
@@ -53,6 +57,15 @@ class Plan:
     most_seconds: float = 1.0
     most_trial_seconds: float = 1.5
     schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "trials", "evaluations", "trial_evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, all different; got {self.seeds}")
+        if not self.horizons or self.horizons[0] != 1:
+            raise ValueError(f"horizons must begin with 1, the full run; got {self.horizons}")
 
 
 @dataclass(frozen=True)
@@ -131,12 +144,15 @@ class Organizer:
             The contest.
 
         Raises:
-            ValueError: the reference is not among the methods.
+            ValueError: the reference is not among the methods, or two have one name.
         """
         named = {method.name: method for method in methods}
         if self.plan.reference not in named:
             raise ValueError(f"methods must hold the reference {self.plan.reference!r}; got {list(named)}")
+        if len(named) < len(methods):
+            raise ValueError(f"methods must have distinct names; got {[method.name for method in methods]}")
         reference = named[self.plan.reference]
+        self.search(reference, reference).best()  # raises where there will be no target, before the others search
         searches = {name: self.search(method, reference) for name, method in named.items()}
         able = [name for name in named if any(trial.validation_loss is not None for trial in searches[name].trials)]
         plan = self.plan

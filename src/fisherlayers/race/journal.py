@@ -20,8 +20,8 @@ class Journal:
         ValueError: the file holds a line, other than a torn last one, that is no entry of a journal.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = path = None if path is None else Path(path)
         self._runs: dict[str, Run] = {}
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")

@@ -1,15 +1,17 @@
 """The methods of a race: a base optimizer on the plain model, or on the same model reconstructed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.race import peers
 from fisherlayers.race.muon import Muon
+from fisherlayers.race.tasks import Task
 
 MakeOptimizers = Callable[[nn.Module, float], list[Optimizer]]
 
@@ -154,3 +156,16 @@ def make_method(base: str, *, reconstructed: bool = False, **options: Any) -> Me
         raise ValueError(f"options are arguments of reconstruct: pass reconstructed=True or drop {sorted(options)}")
     name = f"{base} reconstructed" if reconstructed else base
     return Method(name, base, CONTENDERS[base], reconstructed, options)
+
+
+def rehearse(task: Task, methods: Sequence[Method], learning_rates: Mapping[str, float]) -> None:
+    """Build every method once, so that one that cannot be built is found before others have run.
+
+    Args:
+        task: whose model is built; torch's global generator is left as it was.
+        methods: the contenders.
+        learning_rates: method name -> learning rate.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for method in methods:
+            method.prepare(task.make_model(), learning_rates[method.name])

@@ -133,6 +133,11 @@ class Comparison:
         return self.seconds / self.reference_seconds
 
 
+def sets_target(reference: Run) -> bool:
+    """Return whether a run ends with a training loss that others can race to: finite, and lower than it began."""
+    return not reference.diverged and steps_to(reference, reference.final.train_loss) > 0
+
+
 def compare(run: Run, reference: Run) -> Comparison:
     """Return how soon `run` reaches the final training loss of `reference`.
 
@@ -144,13 +149,18 @@ def compare(run: Run, reference: Run) -> Comparison:
         Steps and seconds of both.
 
     Raises:
-        ValueError: the runs have different seeds, or the reference diverged.
+        ValueError: the runs have different seeds, or the reference diverged or ended no lower than it began.
     """
     if run.seed != reference.seed:
         raise ValueError(f"compare runs of one seed: got {run.seed} and {reference.seed}")
     if reference.diverged:
         raise ValueError(f"the reference run ({reference.method}, seed {reference.seed}) diverged: it sets no target")
     loss = reference.final.train_loss
+    if not sets_target(reference):
+        raise ValueError(
+            f"the reference run ({reference.method}, seed {reference.seed}) ends no lower than it began: "
+            "it sets no target"
+        )
     return Comparison(
         seed=run.seed,
         loss=loss,
@@ -168,13 +178,13 @@ def compare_pairs(race: Race) -> dict[str, list[Comparison]]:
         race: with plain and reconstructed runs; bases that lack either are left out.
 
     Returns:
-        Base optimizer -> one comparison a seed whose plain run did not diverge.
+        Base optimizer -> one comparison a seed whose plain run ends lower than it began.
     """
     pairs: dict[str, list[Comparison]] = {}
     for run in race.runs:
         for reference in race.runs:
             same = (run.base, run.seed) == (reference.base, reference.seed)
-            if same and run.reconstructed and not reference.reconstructed and not reference.diverged:
+            if same and run.reconstructed and not reference.reconstructed and sets_target(reference):
                 pairs.setdefault(run.base, []).append(compare(run, reference))
     return pairs
 

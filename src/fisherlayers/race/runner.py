@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fisherlayers.race.methods import Method
+from fisherlayers.race.methods import Method, rehearse
 from fisherlayers.race.results import Point, Race, Run
 from fisherlayers.race.tasks import Examples, Task
 
@@ -76,17 +76,22 @@ def run_race(
         All runs.
 
     Raises:
-        ValueError: no or equal methods, no seeds, or an argument of `train` out of range.
+        ValueError: no or equal methods, no or equal seeds, a learning rate of no method, or an argument of `train` out
+            of range.
     """
     names = [method.name for method in methods]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"methods must be one or more with distinct names; got {names}")
-    if not seeds:
-        raise ValueError("seeds is empty: give at least one")
+    seeds = tuple(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more, all different; got {seeds}")
+    if unknown := set(learning_rates or {}) - set(names):
+        raise ValueError(f"learning_rates names no method: {sorted(unknown)}; the methods are {names}")
     steps = task.steps if steps is None else steps
     rates = {method.name: method.optimizer.usual_rate(task.loss_scale) for method in methods} | dict(
         learning_rates or {}
     )
+    rehearse(task, methods, rates)
     contests = [(seed, method) for seed in seeds for method in methods]
     runs = []
     for index, (seed, method) in enumerate(contests):
@@ -149,12 +154,14 @@ def train(
     Raises:
         ValueError: an argument is out of range.
     """
-    if steps < 1 or learning_rate <= 0:
-        raise ValueError(f"expected steps >= 1 and learning_rate > 0; got {steps} and {learning_rate}")
+    if steps < 1 or not 0 < learning_rate < math.inf:
+        raise ValueError(f"expected steps >= 1 and a finite learning_rate > 0; got {steps} and {learning_rate}")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {sorted(SCHEDULES)}; got {schedule!r}")
     if most_seconds is not None and most_seconds <= 0:
         raise ValueError(f"most_seconds must be more than 0; got {most_seconds}")
+    if clock not in get_args(Clock):
+        raise ValueError(f"clock must be one of {sorted(get_args(Clock))}; got {clock!r}")
     every = max(1, steps // 100) if evaluate_every is None else evaluate_every
     if every < 1:
         raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")

@@ -13,7 +13,7 @@ class Summary:
 
     Attributes:
         base: its name.
-        seeds: those whose plain run did not diverge.
+        seeds: those whose plain run ends lower than it began.
         loss: the plain optimizer's final training loss, the target.
         plain_steps: to the target, plain.
         steps: to the target, reconstructed; infinity if it is not reached.
@@ -49,7 +49,7 @@ def summarize(race: Race) -> list[Summary]:
         race: its runs.
 
     Returns:
-        The summaries; bases whose plain runs all diverged are left out.
+        The summaries; bases of whose plain runs none ends lower than it began are left out.
     """
     return [_summary(race, base, pairs) for base, pairs in compare_pairs(race).items()]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -62,7 +62,10 @@ class Tuning:
 
         Raises:
             RuntimeError: every trial diverged.
+            ValueError: an unknown criterion.
         """
+        if criterion not in get_args(Criterion):
+            raise ValueError(f"criterion must be one of {sorted(get_args(Criterion))}; got {criterion!r}")
         measured = [(getattr(trial, criterion), trial.learning_rate) for trial in self.trials]
         finished = [(value, rate) for value, rate in measured if value is not None]
         if finished:

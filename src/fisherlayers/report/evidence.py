@@ -92,5 +92,5 @@ def evidence_grid(
             left, right = cells[2 * index : 2 * index + 2]
             left.imshow(pixels, cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
             right.imshow(evidence_overlay(pixels, values), interpolation="nearest")
-            left.set_title(title, fontsize=7, color=SOFT, pad=3, loc="left")
+            left.set_title(title, fontsize=7, color=SOFT, pad=3, loc="left", parse_math=False)
         return svg_bytes(figure)

@@ -1,6 +1,7 @@
 """Figures of reports as SVG bytes: loss curves, bars, and grids of images with predictions.
 
-Matplotlib is used through its `Figure` objects, without pyplot and without global settings.
+Matplotlib is used through its `Figure` objects, without pyplot and without global settings. Names are shown as they
+are: a dollar in one begins no formula.
 """
 
 import io
@@ -87,11 +88,14 @@ def curves(
                 axes.plot(curve.x, _gaps(curve.y), color=colours[curve.group], label=curve.name, **style)
             if log_y:
                 axes.set_yscale("log")
-            axes.set(title=title, xlabel=label)
+            axes.set_title(title, parse_math=False)
+            axes.set_xlabel(label, parse_math=False)
             axes.grid(axis="y", color=LINE, linewidth=0.6)
-        grid[0].set_ylabel(ylabel)
+        grid[0].set_ylabel(ylabel, parse_math=False)
         handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         return svg_bytes(figure)
 
 
@@ -129,12 +133,15 @@ def bars(
         figure = Figure(figsize=(7.2, 0.42 * len(values) + 0.9), layout="constrained")
         axes = figure.subplots()
         chosen = set(highlight) or set(values)
+        places = range(len(values))
         container = axes.barh(
-            list(values), list(values.values()), color=[COLOURS[0] if name in chosen else "#a9b7c1" for name in values]
+            places, list(values.values()), color=[COLOURS[0] if name in chosen else "#a9b7c1" for name in values]
         )
+        axes.set_yticks(places, list(values), parse_math=False)
         axes.bar_label(container, fmt="{:.4g}", padding=4, color=INK)
         axes.invert_yaxis()
-        axes.set(xlabel=xlabel, xlim=limits)
+        axes.set_xlabel(xlabel, parse_math=False)
+        axes.set(xlim=limits)
         axes.margins(x=0.12)
         axes.tick_params(axis="y", length=0)
         return svg_bytes(figure)
@@ -182,7 +189,7 @@ def _show(axes: Axes, image: NDArray[Any], guess: str, truth: str) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
     right = guess == truth
     title = guess if right else f"{guess}\n({truth})"
-    axes.set_title(title, fontsize=7, color=SOFT if right else COLOURS[1], pad=3)
+    axes.set_title(title, fontsize=7, color=SOFT if right else COLOURS[1], pad=3, parse_math=False)
 
 
 def svg_bytes(figure: Figure) -> bytes:

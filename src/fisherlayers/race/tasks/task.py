@@ -34,6 +34,9 @@ class Task:
         evaluation_size: training examples on which the training loss is evaluated; None for all of them.
         loss_scale: the terms that the loss sums in an example; 1 for a mean.
         validation_size: validation examples that are evaluated during training; None for all of them.
+
+    Raises:
+        ValueError: there are no examples, not one target an input, or a size is less than 1.
     """
 
     name: str
@@ -49,6 +52,18 @@ class Task:
     evaluation_size: int | None = None
     validation_size: int | None = None
     loss_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for part in ("train", "validation"):
+            inputs, targets = map(len, getattr(self, part))
+            if not inputs or inputs != targets:
+                raise ValueError(
+                    f"{part} must hold examples, one target an input; got {inputs} inputs and {targets} targets"
+                )
+        for name in ("batch_size", "evaluation_size", "validation_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}")
 
     def batches(self, seed: int) -> Iterator[Examples]:
         """Yield training batches without end: each epoch is a fresh permutation, cut into full batches.
