@@ -14,6 +14,7 @@ from natural_gradient.stand_in_device import NAME
 
 @pytest.fixture(autouse=True)
 def _device():
+    stand_in.install()
     torch.set_default_dtype(torch.float32)  # others are rounded by no autocast
     with stand_in.OnDevice():
         yield

@@ -1,7 +1,7 @@
 """A device made of Python, for what a CPU does not show: where tensors are made, mixing of devices, autocast, waits.
 
 Its numbers lie on the CPU. It refuses to mix devices as CUDA does; its autocast takes products in bfloat16. Torch has
-one such device a process, which it then takes for the accelerator: import this in a process of its own.
+one such device a process, which it then takes for the accelerator: `install` it in a process of its own.
 """
 
 import functools
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
 
@@ -28,11 +27,6 @@ float64 = True
 
 calls: Counter[str] = Counter()
 """How often each operation of torch was asked for."""
-
-
-class _Backend(_DummyBackendModule):
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
 
 
 class StandInTensor(Tensor):
@@ -121,12 +115,26 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
     return target
 
 
-_setup_privateuseone_for_python_backend(NAME, _Backend())
-_memory = torch.library.Library("aten", "IMPL", "PrivateUse1")
-_memory.impl("empty_strided", lambda size, stride, *, dtype=None, **_: StandInTensor(_empty(size, stride, dtype)))
-_memory.impl("_copy_from", _copied)
-_rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-_rest.fallback(torch.library.fallthrough_kernel)
-_library = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
-for _name in _PRODUCTS:
-    _library.impl(_name, functools.partial(_low_precision, _name))
+@functools.cache
+def install() -> list[torch.library.Library]:
+    """Give torch the device, for the rest of the process.
+
+    Returns:
+        What it consists of, kept by the cache.
+    """
+    from torch.utils import backend_registration
+
+    class Backend(backend_registration._DummyBackendModule):
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.bfloat16, torch.float16]
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    kernels.impl("empty_strided", lambda size, stride, *, dtype=None, **_: StandInTensor(_empty(size, stride, dtype)))
+    kernels.impl("_copy_from", _copied)
+    rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    rest.fallback(torch.library.fallthrough_kernel)
+    autocast = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+    for name in _PRODUCTS:
+        autocast.impl(name, functools.partial(_low_precision, name))
+    return [kernels, rest, autocast]

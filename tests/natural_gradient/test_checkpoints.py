@@ -400,10 +400,8 @@ def test_a_bias_that_was_frozen_before_the_restart_stays_as_well():
 
 def test_counters_of_former_releases_load():
     model, _ = trained()
-    for length in (3, 5):
-        fresh = reconstruct(perceptron(seed=9), refresh_every=3, statistics_every=2)
-        state = {
-            key: value[:length] if key.endswith("extra_state") else value for key, value in model.state_dict().items()
-        }
-        fresh.load_state_dict(state)
-        assert [(fisher_of(layer).steps, fisher_of(layer).was_centred) for layer in layers_of(fresh)] == [(7, None)] * 3
+    fresh = reconstruct(perceptron(seed=9), refresh_every=3, statistics_every=2)
+    fresh.load_state_dict({
+        key: value[:3] if key.endswith("extra_state") else value for key, value in model.state_dict().items()
+    })
+    assert [fisher_of(layer).steps for layer in layers_of(fresh)] == [7] * 3

@@ -17,8 +17,6 @@ __all__ = ["Following", "Settings"]
 _ROWS_A_DIRECTION = 2
 _ENOUGH_ROWS = 1024
 _ENOUGH_FOR_A_MEAN = 256
-# The counters of a checkpoint: what those count that a former release did not write.
-_LATER = [0, -1, -1, 0, 0, -1]
 
 
 class Settings(NamedTuple):
@@ -221,20 +219,17 @@ class Following(nn.Module):
 
         Returns:
             Steps, step of the last observation, step of the last refresh, inputs in the last observation, and whether
-            the optimizer's steps are orthogonal; whether the mean was in use at the last refresh, -1 if not known.
+            the optimizer's steps are orthogonal.
         """
-        centred = -1 if self.was_centred is None else int(self.was_centred)
-        counters = [self.steps, self.observed_at, self.refreshed_at, self.rows, int(self.orthogonal), centred]
+        counters = [self.steps, self.observed_at, self.refreshed_at, self.rows, int(self.orthogonal)]
         return torch.tensor(counters, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the counters from a ``state_dict``.
 
         Args:
-            state: As ``get_extra_state`` returned it; the last three numbers may be missing.
+            state: As ``get_extra_state`` returned it; the last two numbers may be missing.
         """
-        numbers = state.tolist()
-        self.steps, self.observed_at, self.refreshed_at, self.rows, orthogonal, centred = (
-            numbers + _LATER[len(numbers) :]
-        )
-        self.orthogonal, self.was_centred = bool(orthogonal), None if centred < 0 else bool(centred)
+        self.steps, self.observed_at, self.refreshed_at, *others = state.tolist()
+        self.rows, orthogonal = (*others, 0, 0)[:2]
+        self.orthogonal = bool(orthogonal)

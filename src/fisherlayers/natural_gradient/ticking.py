@@ -121,14 +121,22 @@ def _find_optimizers(fishers: Sequence[FisherWeight]) -> None:
     resumed = [fisher for fisher in fishers if fisher.steps > 0 and fisher not in _resumed]
     _resumed.update(resumed)
     parameters = [p for fisher in resumed for p in (fisher.weight, *(bias.parameter for bias in fisher.biases()))]
-    missing = {id(p) for p in parameters if p.requires_grad}
-    missing -= {id(p) for optimizer in _steppers for p in _parameters(optimizer)}
-    if missing:
-        every = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
+    places = {id(p): place for place, p in enumerate(parameters) if p.requires_grad}
+    known = {id(p) for optimizer in _steppers for p in _parameters(optimizer)}
+    missing = places.keys() - known
+    if not missing:
+        return
+    found = {}
+    for optimizer in [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]:
         # A wrapper shows the state of the optimizer in it.
-        for optimizer in (each for each in every if vars(each).keys() >= {"state", "param_groups"}):
-            if not missing.isdisjoint(map(id, _parameters(optimizer))):
-                _steppers[optimizer] = None
+        own = missing.intersection(map(id, _parameters(optimizer))) if _holds_state(optimizer) else ()
+        if own:
+            found[optimizer] = min(places[parameter] for parameter in own)
+    _steppers.update(dict.fromkeys(sorted(found, key=found.__getitem__)))
+
+
+def _holds_state(optimizer: Optimizer) -> bool:
+    return vars(optimizer).keys() >= {"state", "param_groups"}
 
 
 def _adapt(fishers: Iterable[FisherWeight], optimizer: Optimizer) -> None:
