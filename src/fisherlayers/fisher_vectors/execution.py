@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.images import Batch, ImageList
@@ -276,6 +277,18 @@ class Execution:
         for other in found:
             sums = sums + other
         return self.processes.sum(sums)
+
+    def joined(self, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Tensor:
+        """Apply a function to parts of an array that every process has.
+
+        Args:
+            function: (N, ...) -> (N, ...).
+            parts: At least one.
+
+        Returns:
+            The results one below the other, in every process.
+        """
+        return torch.cat(list(in_threads(function, parts, n_jobs=self.n_jobs)))
 
     def remember(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return tensors from the workspace, or compute them together and keep them.

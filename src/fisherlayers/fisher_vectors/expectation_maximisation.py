@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.mixture import DiagonalMixture, LogJoint, posteriors
+from fisherlayers.fisher_vectors.sums import Total, in_turn, parts_of
 
 __all__ = ["em_step", "fit_mixture"]
-
-Total = Callable[[Callable[[Tensor], Tensor], Sequence[Tensor]], Tensor]
 
 # Rows a chunk: a chunk of posteriors (rows x K) should stay in the cache, and a block has some for every thread.
 _CHUNK = 1024
@@ -73,7 +72,7 @@ def em_step(
     """
     with torch.no_grad():
         joint = LogJoint.of(mixture)
-        sums = (total or _total)(_statistics(joint), _parts(descriptors, chunk))
+        sums = (total or in_turn)(_statistics(joint), parts_of(descriptors, chunk))
         following = _maximize(sums[:-1], mixture, joint.center, _Bounds(torch.as_tensor(variance_floor), min_weight))
     log_likelihood = float(sums[-1, 0])
     return following, log_likelihood / len(descriptors)
@@ -92,17 +91,6 @@ def _statistics(joint: LogJoint) -> Callable[[Tensor], Tensor]:
         return torch.nn.functional.pad(moments, (0, 0, 0, 1), value=float(log_density.double().sum()))
 
     return statistics
-
-
-def _parts(rows: Tensor, chunk: int) -> Sequence[Tensor]:
-    return torch.tensor_split(rows, max(1, round(len(rows) / chunk)))
-
-
-def _total(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Tensor:
-    sums = function(parts[0])
-    for part in parts[1:]:
-        sums += function(part)
-    return sums
 
 
 class _Bounds(NamedTuple):
@@ -202,11 +190,11 @@ def fit_mixture(
         # About the mean: k-means measures distances in the dtype of the rows.
         offsets = (descriptors - center).cpu().numpy()
         centers = torch.from_numpy(_k_means(offsets, num_components, seed)).to(descriptors) + center
-        mixture = _clusters(descriptors, centers, center, variances, bounds, total or _total)
+        mixture = _clusters(descriptors, centers, center, variances, bounds, total or in_turn)
     if blocks is None:
         blocks = min(max(len(descriptors) // _BLOCK, 1), _MOST_BLOCKS)
     previous = -math.inf
-    passes = _Passes(descriptors, center, blocks, chunk, bounds, total or _total)
+    passes = _Passes(descriptors, center, blocks, chunk, bounds, total or in_turn)
     for iteration in range(1, max_iterations + 1):
         mixture, log_likelihood = passes(mixture)
         if progress is not None:
@@ -224,7 +212,7 @@ class _Passes:
         self, descriptors: Tensor, center: Tensor, blocks: int, chunk: int, bounds: _Bounds, total: Total
     ) -> None:
         # Every b-th row: neighbours come from one image.
-        self._blocks = [_parts(descriptors[first::blocks], chunk) for first in range(blocks)]
+        self._blocks = [parts_of(descriptors[first::blocks], chunk) for first in range(blocks)]
         self._rows, self._center, self._bounds, self._total = len(descriptors), center, bounds, total
         self._all = descriptors.new_zeros((), dtype=torch.float64)
         self._sums, self._known = [self._all] * blocks, 0
@@ -253,7 +241,7 @@ def _mean_and_variances(rows: Tensor) -> tuple[Tensor, Tensor]:
         offsets = part - center
         return torch.stack([offsets.sum(dim=0), offsets.square_().sum(dim=0)]).double()
 
-    first, second = _total(powers, _parts(rows, _CHUNK)) / len(rows)
+    first, second = in_turn(powers, parts_of(rows, _CHUNK)) / len(rows)
     return center, (second - first.square()).clamp_min(0)
 
 
@@ -277,7 +265,7 @@ def _clusters(
         rows = torch.cat([torch.ones_like(centered[:, :1]), centered, centered.square()], dim=-1)
         return moments.index_add_(0, nearest, rows.double())
 
-    return _maximize(total(statistics, _parts(descriptors, _CHUNK)), previous, center, bounds)
+    return _maximize(total(statistics, parts_of(descriptors, _BLOCK)), previous, center, bounds)
 
 
 def _k_means(rows: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fisherlayers.fisher_vectors.sums import Total, in_turn
 from fisherlayers.information import DenseInformation
 
 __all__ = ["PrincipalComponents", "RunningCovariance", "fit_pca"]
@@ -145,11 +146,12 @@ class RunningCovariance:
         self._anchor: Tensor | None = None
         self._information: DenseInformation | None = None
 
-    def partial_fit(self, rows: Tensor) -> Self:
+    def partial_fit(self, rows: Tensor, *, total: Total = in_turn) -> Self:
         """Add rows.
 
         Args:
             rows: (N, D0), at least one, finite. They are constants: no gradient flows back to them.
+            total: Sums a function over chunks of rows: in threads, say.
 
         Returns:
             Itself.
@@ -160,8 +162,21 @@ class RunningCovariance:
         columns = "D0" if self._anchor is None else str(len(self._anchor))
         if rows.ndim != 2 or rows.numel() == 0 or (self._anchor is not None and rows.shape[1] != len(self._anchor)):
             raise ValueError(f"rows must have shape (N, {columns}) and not be empty, got {tuple(rows.shape)}")
-        for chunk in torch.split(rows.detach(), _CHUNK):
-            self._add(chunk.to(torch.float64))
+        chunks = torch.split(rows.detach(), _CHUNK)
+        anchor = chunks[0].to(torch.float64).mean(dim=0) if self._anchor is None else self._anchor
+
+        def moment(chunk: Tensor) -> Tensor:
+            offsets = chunk.to(torch.float64) - anchor
+            augmented = torch.cat([offsets, offsets.new_ones(len(chunk), 1)], dim=1)
+            return augmented.mT @ augmented
+
+        sums = total(moment, chunks)
+        if not bool(torch.isfinite(sums).all()):
+            raise ValueError("rows must be finite: found NaN or infinity")
+        if self._information is None:
+            self._information = DenseInformation(len(sums), dtype=torch.float64, device=sums.device)
+        self._anchor = anchor
+        self._information.update_from_moment(sums / len(rows), len(rows))
         return self
 
     def mean(self) -> Tensor:
@@ -226,18 +241,6 @@ class RunningCovariance:
             self.mean().to(dtype), (basis * largest.sign()).to(dtype).contiguous(), variances, whiten
         )
 
-    def _add(self, chunk: Tensor) -> None:
-        if self._anchor is None or self._information is None:
-            anchor = chunk.mean(dim=0)
-            information = DenseInformation(len(anchor) + 1, dtype=torch.float64, device=chunk.device)
-        else:
-            anchor, information = self._anchor, self._information
-        try:
-            information.update(torch.cat([chunk - anchor, chunk.new_ones(len(chunk), 1)], dim=1))
-        except ValueError as error:
-            raise ValueError("rows must be finite: found NaN or infinity") from error
-        self._anchor, self._information = anchor, information
-
     def _statistics(self) -> tuple[Tensor, Tensor, float]:
         if self._anchor is None or self._information is None:
             raise RuntimeError("no rows have been seen: call partial_fit first")
@@ -245,7 +248,12 @@ class RunningCovariance:
 
 
 def fit_pca(
-    rows: Tensor, num_components: int | None = None, *, whiten: bool = False, floor: float = 0.0
+    rows: Tensor,
+    num_components: int | None = None,
+    *,
+    whiten: bool = False,
+    floor: float = 0.0,
+    total: Total = in_turn,
 ) -> PrincipalComponents:
     """Fit principal components to rows that are all in memory.
 
@@ -254,10 +262,11 @@ def fit_pca(
         num_components: D, from 1 to D0; all if None.
         whiten: Whether outputs are divided by their standard deviation.
         floor: Added to every variance; at least 0.
+        total: As for `RunningCovariance.partial_fit`.
 
     Returns:
         The affine map, in the dtype of ``rows``.
     """
     dtype = rows.dtype if rows.dtype.is_floating_point else torch.float32
-    statistics = RunningCovariance().partial_fit(rows)
+    statistics = RunningCovariance().partial_fit(rows, total=total)
     return statistics.principal_components(num_components, whiten=whiten, floor=floor, dtype=dtype)

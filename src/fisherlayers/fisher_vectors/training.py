@@ -35,6 +35,8 @@ __all__ = ["fit_network"]
 # More images than this add nothing to a sample of descriptors.
 _SAMPLE_IMAGES = 4000
 _GREY_DIMENSIONS = 28
+# Descriptors that are reduced at a time: as many as stay in the cache.
+_REDUCED_ROWS = 4096
 # Added to the variances of patches that are whitened, as Coates, Lee and Ng do: their pixels have a variance of at most
 # 1 after the normalisation for contrast, and directions of much less hold the noise of the camera.
 _PATCH_FLOOR = 0.1
@@ -167,7 +169,7 @@ def _fit_stage(task: _Task, network: FisherNetwork, stream: Stream) -> FisherSta
     for batch, found in execution.map(draw, task.images, batches, f"{name}: descriptors"):
         drawn |= zip(batch.indices, found, strict=True)
     everything = torch.from_numpy(np.concatenate([drawn.pop(index) for index in sorted(drawn)])).to(execution.device)
-    descriptors, positions = everything[:, :-2], everything[:, -2:]
+    descriptors = everything[:, :-2]
     if len(descriptors) <= components:
         without = {
             "colour": "color=False" if task.images.has_color else "intensity_weight=0",
@@ -180,9 +182,17 @@ def _fit_stage(task: _Task, network: FisherNetwork, stream: Stream) -> FisherSta
         )
     whiten = name == "patches" and settings.patch_whitening
     pca = fit_pca(
-        descriptors, min(dimensions, descriptors.shape[1]), whiten=whiten, floor=_PATCH_FLOOR if whiten else 0.0
+        descriptors,
+        min(dimensions, descriptors.shape[1]),
+        whiten=whiten,
+        floor=_PATCH_FLOOR if whiten else 0.0,
+        total=execution.total,
     )
-    reduced = reduce_descriptors(pca, descriptors, positions, settings.position_weight, unit_length=whiten)
+
+    def reduce(rows: Tensor) -> Tensor:
+        return reduce_descriptors(pca, rows[:, :-2], rows[:, -2:], settings.position_weight, unit_length=whiten)
+
+    reduced = execution.joined(reduce, torch.split(everything, _REDUCED_ROWS))
     start = fit_mixture(reduced, components, seed=task.seed + salt, max_iterations=0, total=execution.total)
     mixture = fit_mixture(
         reduced,
