@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fisherlayers.gram import gram
+from fisherlayers.gram import gram, gram_with_ones
 
 
 @pytest.mark.parametrize("size", [1, 200, 201, 415, 850])
@@ -39,3 +39,10 @@ def test_no_rows_give_zeros():
 
 def test_no_gradient_flows():
     assert not gram(torch.randn(200, 300, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("rows", [0, 1, 127, 128, 300])
+def test_a_further_column_of_ones(rows):
+    matrix = torch.randn(2, rows, 230, dtype=torch.float64)
+    vectors = torch.cat([matrix, torch.ones(2, rows, 1, dtype=torch.float64)], -1)
+    torch.testing.assert_close(gram_with_ones(matrix), vectors.mT @ vectors)

@@ -1,8 +1,9 @@
-"""The symmetric product Xᵀ X, of which only one half has to be computed."""
+"""Symmetric products Xᵀ X, of which only one half has to be computed."""
 
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["gram"]
+__all__ = ["gram", "gram_with_ones"]
 
 # Narrower blocks and fewer rows gain nothing: see benchmarks/README.md, "step_time".
 _WIDTH = 200
@@ -23,11 +24,35 @@ def gram(rows: Tensor) -> Tensor:
         (..., D, D), symmetric.
     """
     rows = rows.detach()
-    if rows.device.type != "cpu" or rows.shape[-2] < _ROWS:
+    if not _in_blocks(rows):
         return rows.mT @ rows
     found = rows.new_empty(*rows.shape[:-2], rows.shape[-1], rows.shape[-1])
     _fill(found, rows)
     return found
+
+
+def gram_with_ones(rows: Tensor) -> Tensor:
+    """Return Sᵀ S of S = [X, 1], without a copy of the large part.
+
+    Args:
+        rows: X, (..., N, D); no gradient flows through the product.
+
+    Returns:
+        (..., D + 1, D + 1), symmetric: Xᵀ X, the sums of X beside it, and N.
+    """
+    rows = rows.detach()
+    if not _in_blocks(rows):
+        vectors = pad(rows, (0, 1), value=1.0)
+        return vectors.mT @ vectors
+    found = rows.new_empty(*rows.shape[:-2], rows.shape[-1] + 1, rows.shape[-1] + 1)
+    _fill(found[..., :-1, :-1], rows)
+    found[..., -1, :-1] = found[..., :-1, -1] = rows.sum(-2)
+    found[..., -1, -1] = rows.shape[-2]
+    return found
+
+
+def _in_blocks(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and rows.shape[-2] >= _ROWS
 
 
 def _fill(found: Tensor, rows: Tensor) -> None:

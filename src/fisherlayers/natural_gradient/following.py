@@ -186,8 +186,8 @@ class Following(nn.Module):
         if self.observed_at < 0:
             self.origin.copy_(pending.origin)
         pending = about(pending, self.origin)
-        count = pending.number.flatten()[0]
-        self.information.update_from_moment(pending.sums / count, count, new_step=self.observed_at != self.steps)
+        count = pending.number.flatten()[0].clone()
+        self.information.update_from_moment(pending.sums.div_(count), count, new_step=self.observed_at != self.steps)
         self._observed(int(count))
 
     def _observed(self, rows: int) -> None:

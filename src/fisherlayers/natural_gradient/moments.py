@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fisherlayers.gram import gram
+from fisherlayers.gram import gram_with_ones
 
 __all__ = ["Moments", "about", "moments", "total"]
 
@@ -38,11 +38,7 @@ def moments(rows: Tensor, origin: Tensor) -> Moments:
     Returns:
         Their moments about the origin.
     """
-    centred = rows - origin.unsqueeze(-2)
-    sums = pad(gram(centred), (0, 1, 0, 1))
-    sums[..., -1, :-1] = sums[..., :-1, -1] = centred.sum(-2)
-    sums[..., -1, -1] = rows.shape[-2]
-    return Moments(origin, sums)
+    return Moments(origin, gram_with_ones(rows - origin.unsqueeze(-2)))
 
 
 def about(given: Moments, origin: Tensor) -> Moments:
