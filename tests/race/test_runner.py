@@ -1,11 +1,13 @@
+import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fisherlayers.race import Method, make_method, run_race, train
+from fisherlayers.race import Method, make_method, race_from_json, race_to_json, run_race, train
 from fisherlayers.race.runner import SCHEDULES, Stopwatch, _means
 from race.small_task import small_task
 
@@ -126,7 +128,7 @@ def test_a_limit_of_seconds_ends_the_run_and_its_schedule(monkeypatch):
     # The schedule learns of a step's seconds after it.
     assert rates == pytest.approx([1.0, 0.99, *(1 - 2 * done / 16 for done in range(1, 7))])
     assert not run.diverged or run.final.train_loss > run.points[0].train_loss
-    with pytest.raises(ValueError, match="most_seconds must be more than 0"):
+    with pytest.raises(ValueError, match="most_seconds must be a finite number of more than 0"):
         train(small_task(), SGD, learning_rate=1.0, seed=0, steps=1, most_seconds=0.0)
 
 
@@ -172,13 +174,19 @@ def test_schedules_begin_at_one_and_fall_to_zero():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps >= 1"),
-        ({"learning_rate": 0.0}, "learning_rate > 0"),
-        ({"learning_rate": math.nan}, "learning_rate > 0"),
-        ({"learning_rate": math.inf}, "finite learning_rate"),
+        ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"steps": True}, "steps must be a whole number of at least 1; got True"),
+        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number of more than 0; got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"learning_rate": math.inf}, "learning_rate must be a finite number"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a finite number"),
+        ({"most_seconds": "1"}, "most_seconds must be a finite number of more than 0"),
+        ({"evaluate_every": 0.5}, "evaluate_every must be a whole number of at least 1; got 0.5"),
         ({"clock": "sun"}, "clock must be one of"),
         ({"schedule": "stairs"}, "schedule must be one of"),
-        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
@@ -189,11 +197,34 @@ def test_bad_arguments_are_refused(changes, message):
 def test_a_race_needs_distinct_methods_and_a_seed():
     with pytest.raises(ValueError, match="distinct names"):
         run_race(small_task(), [SGD, replace(SGD)])
-    with pytest.raises(ValueError, match="distinct names"):
+    with pytest.raises(ValueError, match="methods must hold one or more; got none"):
         run_race(small_task(), [])
-    for seeds in ([], [0, 1, 0]):
-        with pytest.raises(ValueError, match="seeds must be one or more, all different"):
-            run_race(small_task(), [SGD], seeds=seeds)
+    with pytest.raises(ValueError, match="methods must hold one or more, such as a list; got Method"):
+        run_race(small_task(), SGD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds must hold one or more; got none"),
+        ({"seeds": 3}, "seeds must hold one or more, such as a list; got 3"),
+        ({"seeds": [0, 1, 0]}, "seeds must be all different"),
+        ({"seeds": [0.5]}, "every seed of seeds must be a whole number; got 0.5"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"learning_rates": {"SGD": "x"}}, "the learning rate of SGD must be a finite number of more than 0; got 'x'"),
+        ({"learning_rates": {"SGD": -1.0}}, "the learning rate of SGD must be a finite number of more than 0"),
+    ],
+)
+def test_bad_arguments_of_a_race_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_race(small_task(), [SGD], **changes)
+
+
+def test_numbers_of_numpy_leave_a_race_that_json_can_hold():
+    race = run_race(
+        small_task(), [SGD], seeds=np.arange(2), steps=np.int64(2), learning_rates={"SGD": np.float32(0.125)}
+    )
+    assert race_from_json(json.loads(json.dumps(race_to_json(race)))) == race
 
 
 def test_a_learning_rate_of_no_method_is_refused():

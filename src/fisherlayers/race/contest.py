@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
 from fisherlayers.race.journal import Journal
 from fisherlayers.race.methods import Method
 from fisherlayers.race.results import Race, Run
@@ -41,8 +42,8 @@ class Plan:
         schedule: of the learning rate.
 
     Raises:
-        ValueError: steps, trials or evaluations are fewer than 1, there are no or equal seeds, or the first horizon is
-            not 1.
+        ValueError: steps, trials or evaluations are no whole number of at least 1, a share or limit is not more than 0,
+            there are no or equal seeds, or the first horizon is not 1.
     """
 
     steps: int
@@ -60,12 +61,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "trials", "evaluations", "trial_evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be one or more, all different; got {self.seeds}")
-        if not self.horizons or self.horizons[0] != 1:
+            whole_number(name, getattr(self, name), least=1)
+        for name in ("trial_share", "most_seconds", "most_trial_seconds"):
+            positive_number(name, getattr(self, name))
+        whole_number("tuning_seed", self.tuning_seed)
+        distinct_seeds("seeds", self.seeds)
+        if several("horizons", self.horizons)[0] != 1:
             raise ValueError(f"horizons must begin with 1, the full run; got {self.horizons}")
+        for share in self.horizons:
+            positive_number("every share of horizons", share)
 
 
 @dataclass(frozen=True)

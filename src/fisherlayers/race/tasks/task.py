@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherlayers.race.arguments import positive_number, whole_number
+
 
 class Examples(NamedTuple):
     """Inputs and targets with a common first dimension, the examples."""
@@ -36,7 +38,7 @@ class Task:
         validation_size: validation examples that are evaluated during training; None for all of them.
 
     Raises:
-        ValueError: there are no examples, not one target an input, or a size is less than 1.
+        ValueError: there are no examples, not one target an input, or a size is no whole number of at least 1.
     """
 
     name: str
@@ -60,10 +62,12 @@ class Task:
                 raise ValueError(
                     f"{part} must hold examples, one target an input; got {inputs} inputs and {targets} targets"
                 )
-        for name in ("batch_size", "evaluation_size", "validation_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
+        for name in ("batch_size", "steps"):
+            whole_number(name, getattr(self, name), least=1)
+        for name in ("evaluation_size", "validation_size"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least=1)
+        positive_number("loss_scale", self.loss_scale)
 
     def batches(self, seed: int) -> Iterator[Examples]:
         """Yield training batches without end: each epoch is a fresh permutation, cut into full batches.
