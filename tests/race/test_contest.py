@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -106,6 +108,27 @@ def test_a_stopped_contest_goes_on_from_its_journal(tmp_path, even, monkeypatch)
     assert [json.loads(line)["key"] for line in lines] == [
         json.loads(line)["key"] for line in path.read_text().splitlines()
     ]
+
+
+def test_a_run_that_could_not_be_written_whole_spoils_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    journal, run = Journal(path), train(small_task(), METHODS[1], learning_rate=0.1, seed=0, steps=1)
+    journal.run({"number": 1}, lambda: run)
+    whole = path.read_bytes()
+
+    def full(descriptor):
+        os.truncate(path, len(whole) + 40)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            journal.run({"number": 2}, lambda: run)
+    assert len(Journal(path)) == 1  # reading changes nothing: a kill in between loses nothing
+    assert path.read_bytes().startswith(whole)
+    assert len(path.read_bytes()) == len(whole) + 40
+    journal.run({"number": 3}, lambda: run)
+    assert len(Journal(path)) == len(journal) == 2
 
 
 def test_a_damaged_journal_is_refused_with_its_line(tmp_path):
