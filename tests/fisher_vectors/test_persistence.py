@@ -309,6 +309,12 @@ def test_damaged_folders(saved):
         ("step", 2.5, "step must be a whole number, got 2.5"),
         ("step", [2], r"step must be one value, got \[2\]"),
         ("components", 3, "components must be a list, got 3"),
+        ("upsample", 10**30, "upsample must be at most 65535, the longest side of an image"),
+        (
+            "bin_sizes",
+            [4, 2**31],
+            r"bin_sizes must be at most 65535, the longest side of an image, got \(4, 2147483648",
+        ),
         ("mirror", "no", "mirror must be True or False, got 'no'"),
         ("layer_weight", float("nan"), "layer_weight must be a finite number, got nan"),
         ("position_weight", float("inf"), "position_weight must be a finite number, got inf"),
