@@ -1,3 +1,5 @@
+import copy
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -7,7 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlayers.race import Method, make_method, race_from_json, race_to_json, run_race, train
+from fisherlayers.race import (
+    Journal,
+    Method,
+    Organizer,
+    Plan,
+    Task,
+    make_method,
+    race_from_json,
+    race_to_json,
+    run_race,
+    train,
+    tune,
+)
 from fisherlayers.race.runner import SCHEDULES, Stopwatch, _means
 from race.small_task import small_task
 
@@ -241,3 +255,38 @@ def test_a_method_that_cannot_be_built_is_found_before_others_run():
     with pytest.raises(ImportError, match="no such package"):
         run_race(small_task(), [SGD, absent], on_progress=lambda _: pytest.fail("the race began"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_is_not_new_is_refused():
+    """A run would begin where the one before ended, without a word."""
+    kept = nn.Linear(5, 2)
+    with pytest.raises(ValueError, match=r"must build a new model at every call.*deepcopy"):
+        run_race(small_task(make_model=lambda: kept), [SGD], seeds=[0], steps=1)
+    with pytest.raises(ValueError, match="must build a new model at every call"):
+        tune(small_task(make_model=lambda: kept), SGD, trials=2, steps=1)
+    with pytest.raises(ValueError, match="must build a new model at every call"):
+        Organizer(small_task(make_model=lambda: kept), Plan(steps=1, reference="SGD"), Journal()).race([SGD])
+    with pytest.raises(ValueError, match=r"must return a torch\.nn\.Module; got NoneType"):
+        run_race(small_task(make_model=lambda: None), [SGD], seeds=[0], steps=1)
+    run_race(small_task(make_model=lambda: copy.deepcopy(kept)), [SGD], seeds=[0], steps=1)
+
+
+def test_batches_that_end_before_the_run_are_refused():
+    """The run would be reported as a whole one that stands where it began."""
+
+    class Short(Task):
+        def batches(self, seed):
+            return itertools.islice(super().batches(seed), 3)
+
+    short = Short(**vars(small_task()))
+    assert train(short, SGD, learning_rate=0.1, seed=0, steps=3).final.step == 3
+    with pytest.raises(ValueError, match=r"ended after 3 of 10 steps: `Task\.batches` must never end"):
+        train(short, SGD, learning_rate=0.1, seed=0, steps=10)
+
+
+def test_the_metric_may_be_a_number_of_python_and_losses_an_example_are_refused():
+    run = train(small_task(metric=lambda outputs, targets: 5), SGD, learning_rate=0.1, seed=0, steps=1)
+    assert run.final.validation_metric == 5.0
+    several = small_task(loss=lambda outputs, targets: (outputs - targets).square().mean(1))
+    with pytest.raises(ValueError, match=r"loss of a task must return one number, a mean over .*; got \(40,\)"):
+        train(several, SGD, learning_rate=0.1, seed=0, steps=1)

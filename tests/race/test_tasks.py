@@ -120,6 +120,9 @@ def test_an_unknown_task_is_refused_by_name():
     [
         ({"train": Examples(torch.ones(3, 5), torch.ones(2, 2))}, "train must hold examples.*3 inputs and 2 targets"),
         ({"validation": Examples(torch.ones(0, 5), torch.ones(0, 2))}, "validation must hold examples"),
+        ({"train": (torch.ones(3, 5), torch.ones(3, 2))}, r"train must be Examples\(inputs, targets\), .*; got tuple"),
+        ({"validation": Examples([[1.0]], [1])}, r"validation must be Examples\(inputs, targets\), two tensors"),
+        ({"make_model": torch.nn.Linear(5, 2)}, "make_model must be a function .*; got Linear"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1; got 2.5"),
         ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),

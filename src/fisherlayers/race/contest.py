@@ -16,7 +16,7 @@ from typing import Any
 from fisherlayers.natural_gradient import reconstruct
 from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
 from fisherlayers.race.journal import Journal
-from fisherlayers.race.methods import Method
+from fisherlayers.race.methods import Method, check_models
 from fisherlayers.race.results import Race, Run
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
@@ -155,6 +155,7 @@ class Organizer:
             raise ValueError(f"methods must hold the reference {self.plan.reference!r}; got {list(named)}")
         if len(named) < len(methods):
             raise ValueError(f"methods must have distinct names; got {[method.name for method in methods]}")
+        check_models(self.task)
         reference = named[self.plan.reference]
         self.search(reference, reference).best()  # raises where there will be no target, before the others search
         searches = {name: self.search(method, reference) for name, method in named.items()}

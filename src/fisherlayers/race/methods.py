@@ -166,6 +166,28 @@ def rehearse(task: Task, methods: Sequence[Method], learning_rates: Mapping[str,
         methods: the contenders.
         learning_rates: method name -> learning rate.
     """
+    check_models(task)
     with torch.random.fork_rng(devices=[]):
         for method in methods:
             method.prepare(task.make_model(), learning_rates[method.name])
+
+
+def check_models(task: Task) -> None:
+    """Refuse a task whose model is not new at every call: a run would begin where the one before ended.
+
+    Args:
+        task: whose model is built twice; torch's global generator is left as it was.
+
+    Raises:
+        ValueError: what it builds is no module, or shares a trained parameter with the one before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        first, second = task.make_model(), task.make_model()
+    if not isinstance(first, nn.Module):
+        raise ValueError(f"make_model of {task.title!r} must return a torch.nn.Module; got {type(first).__name__}")
+    trained = {id(parameter) for parameter in first.parameters() if parameter.requires_grad}
+    if any(id(parameter) in trained for parameter in second.parameters()):
+        raise ValueError(
+            f"make_model of {task.title!r} must build a new model at every call; got the same parameters twice: "
+            "return copy.deepcopy of a model that is kept"
+        )

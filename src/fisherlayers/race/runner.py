@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
@@ -181,7 +181,11 @@ def _steps(
     length: "Length",
     on_point: Callable[[Point], None] | None,
 ) -> tuple[list[Point], bool]:
-    """Return the evaluations, and whether the run came to its end."""
+    """Return the evaluations, and whether the run came to its end.
+
+    Raises:
+        ValueError: the batches end before the run.
+    """
     schedulers = [LambdaLR(optimizer, lambda step: shape(length.share(step))) for optimizer in optimizers]
     points: list[Point] = []
 
@@ -191,6 +195,7 @@ def _steps(
             on_point(points[-1])
 
     evaluate(0)
+    step = 0
     for step, batch in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
         with length.stopwatch.running():
             loss = task.loss(model(batch.inputs), batch.targets)
@@ -207,8 +212,10 @@ def _steps(
             if not math.isfinite(points[-1].train_loss):
                 return points, False
         if length.share(step) >= 1:
-            break
-    return points, True
+            return points, True
+    raise ValueError(
+        f"the batches of {task.title!r} ended after {step} of {length.steps} steps: `Task.batches` must never end"
+    )
 
 
 @dataclass
@@ -279,8 +286,14 @@ def _means(task: Task, model: nn.Module, examples: Examples) -> tuple[float, flo
             targets = examples.targets[start : start + EVALUATION_CHUNK]
             outputs = model(examples.inputs[start : start + EVALUATION_CHUNK])
             share = len(targets) / len(examples.targets)
-            loss += share * task.loss(outputs, targets).item()
-            metric += share * task.metric(outputs, targets).item()
+            loss += share * _one_number("loss", task.loss(outputs, targets))
+            metric += share * _one_number("metric", task.metric(outputs, targets))
     finally:
         model.train(training)
     return loss, metric
+
+
+def _one_number(name: str, value: Tensor | float) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} of a task must return one number, a mean over examples; got {tuple(value.shape)}")
+    return float(value)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from fisherlayers.race.arguments import distinct_seeds, whole_number
-from fisherlayers.race.methods import Method
+from fisherlayers.race.methods import Method, check_models
 from fisherlayers.race.results import Run, steps_to
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
@@ -135,6 +135,7 @@ def tune(
     """
     seeds = distinct_seeds("seeds", seeds)
     length = whole_number("steps", task.steps if steps is None else steps, least=1)
+    check_models(task)
     shared: dict[str, Any] = {"steps": length, "schedule": schedule, "evaluate_every": max(1, length // EVALUATIONS)}
     done: list[Trial] = []
     for learning_rate in draw_learning_rates(
