@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fisherlayers.race import (
     Journal,
@@ -282,6 +283,17 @@ def test_batches_that_end_before_the_run_are_refused():
     assert train(short, SGD, learning_rate=0.1, seed=0, steps=3).final.step == 3
     with pytest.raises(ValueError, match=r"ended after 3 of 10 steps: `Task\.batches` must never end"):
         train(short, SGD, learning_rate=0.1, seed=0, steps=10)
+
+
+def test_batches_may_be_those_of_a_loader():
+    class Loaded(Task):
+        def batches(self, seed):
+            loader = DataLoader(TensorDataset(*self.train), batch_size=8)
+            return itertools.chain.from_iterable(itertools.repeat(loader))
+
+    run = train(Loaded(**vars(small_task())), SGD, learning_rate=0.1, seed=0, steps=12)
+    assert run.final.step == 12
+    assert run.final.train_loss < run.points[0].train_loss
 
 
 def test_the_metric_may_be_a_number_of_python_and_losses_an_example_are_refused():

@@ -196,9 +196,9 @@ def _steps(
 
     evaluate(0)
     step = 0
-    for step, batch in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
+    for step, (inputs, targets) in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
         with length.stopwatch.running():
-            loss = task.loss(model(batch.inputs), batch.targets)
+            loss = task.loss(model(inputs), targets)
             if not math.isfinite(loss.item()):
                 return points, False
             for optimizer in optimizers:
