@@ -93,7 +93,7 @@ class Organizer:
     """Runs the parts of a contest; what the journal holds is not run again.
 
     Args:
-        task: what is trained.
+        task: what is trained. Its title stands for data, model and loss in the journal: where they change, it must.
         plan: the budget.
         journal: where finished runs are kept.
         on_run: called with every new run.
