@@ -226,6 +226,7 @@ def test_a_race_needs_distinct_methods_and_a_seed():
         ({"seeds": [0, 1, 0]}, "seeds must be all different"),
         ({"seeds": [0.5]}, "every seed of seeds must be a whole number; got 0.5"),
         ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"learning_rates": 0.1}, "learning_rates must be a mapping, method name -> learning rate; got 0.1"),
         ({"learning_rates": {"SGD": "x"}}, "the learning rate of SGD must be a finite number of more than 0; got 'x'"),
         ({"learning_rates": {"SGD": -1.0}}, "the learning rate of SGD must be a finite number of more than 0"),
     ],
@@ -233,6 +234,14 @@ def test_a_race_needs_distinct_methods_and_a_seed():
 def test_bad_arguments_of_a_race_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         run_race(small_task(), [SGD], **changes)
+
+
+def test_names_in_place_of_tasks_and_methods_are_refused():
+    for raced in (run_race, lambda task, methods: tune(task, methods[0], trials=1)):
+        with pytest.raises(ValueError, match=r"task must be a Task, such as load_task\('digits'\); got 'mnist'"):
+            raced("mnist", [SGD])
+        with pytest.raises(ValueError, match=r"must be a Method, such as make_method\('SGD'\); got 'Adam'"):
+            raced(small_task(), ["Adam"])
 
 
 def test_numbers_of_numpy_leave_a_race_that_json_can_hold():

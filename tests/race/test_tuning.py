@@ -26,7 +26,7 @@ def test_one_learning_rate_falls_into_each_part_of_the_logarithmic_range():
     assert rates != draw_learning_rates(1e-4, 1.0, trials=4, seed=1)
 
 
-@pytest.mark.parametrize("limits", [(0.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (1.0, 1.0), (0.1, math.inf)])
 def test_a_bad_range_is_refused(limits):
     with pytest.raises(ValueError, match="expected 0 < lowest < highest"):
         draw_learning_rates(*limits, trials=3, seed=0)

@@ -172,6 +172,23 @@ def rehearse(task: Task, methods: Sequence[Method], learning_rates: Mapping[str,
             method.prepare(task.make_model(), learning_rates[method.name])
 
 
+def check_contenders(task: Task, methods: Sequence[Method]) -> None:
+    """Refuse what is no task or no method, such as their names.
+
+    Args:
+        task: what is trained.
+        methods: the contenders.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(f"task must be a Task, such as load_task('digits'); got {task!r}")
+    for method in methods:
+        if not isinstance(method, Method):
+            raise ValueError(f"a method must be a Method, such as make_method('SGD'); got {method!r}")
+
+
 def check_models(task: Task) -> None:
     """Refuse a task whose model is not new at every call: a run would begin where the one before ended.
 

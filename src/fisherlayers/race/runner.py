@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
-from fisherlayers.race.methods import Method, rehearse
+from fisherlayers.race.methods import Method, check_contenders, rehearse
 from fisherlayers.race.results import Point, Race, Run
 from fisherlayers.race.tasks import Examples, Task
 
@@ -81,9 +81,12 @@ def run_race(
             of range.
     """
     methods, seeds = several("methods", methods), distinct_seeds("seeds", seeds)
+    check_contenders(task, methods)
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"methods must have distinct names; got {names}")
+    if not isinstance(learning_rates, Mapping | None):
+        raise ValueError(f"learning_rates must be a mapping, method name -> learning rate; got {learning_rates!r}")
     if unknown := set(learning_rates or {}) - set(names):
         raise ValueError(f"learning_rates names no method: {sorted(unknown)}; the methods are {names}")
     steps = whole_number("steps", task.steps if steps is None else steps, least=1)
@@ -153,6 +156,7 @@ def train(
     Raises:
         ValueError: an argument is out of range.
     """
+    check_contenders(task, [method])
     steps, seed = whole_number("steps", steps, least=1), whole_number("seed", seed)
     learning_rate = positive_number("learning_rate", learning_rate)
     if schedule not in SCHEDULES:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from fisherlayers.race.arguments import distinct_seeds, whole_number
-from fisherlayers.race.methods import Method, check_models
+from fisherlayers.race.methods import Method, check_contenders, check_models
 from fisherlayers.race.results import Run, steps_to
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
@@ -97,8 +97,8 @@ def draw_learning_rates(lowest: float, highest: float, *, trials: int, seed: int
         ValueError: the range or `trials` is not as stated.
     """
     trials = whole_number("trials", trials, least=1)
-    if not 0 < lowest < highest:
-        raise ValueError(f"expected 0 < lowest < highest; got {lowest}, {highest}")
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError(f"expected 0 < lowest < highest, both finite; got {lowest}, {highest}")
     uniform = torch.rand(trials, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     shares = (torch.arange(trials) + uniform) / trials
     return [lowest * (highest / lowest) ** share for share in shares.tolist()]
@@ -133,6 +133,7 @@ def tune(
     Returns:
         The trials.
     """
+    check_contenders(task, [method])
     seeds = distinct_seeds("seeds", seeds)
     length = whole_number("steps", task.steps if steps is None else steps, least=1)
     check_models(task)
