@@ -21,7 +21,7 @@ ALLOWED = {
     "root": {"inverse_root"},
     "layer": {"information", "inverse_root", "root"},
     "natural_gradient": CORE,
-    "fisher_vectors": CORE | {"data", "model_files"},
+    "fisher_vectors": CORE | {"data", "files", "model_files"},
     "data": {"files"},
     "report": set(),
     "race": CORE | {"natural_gradient", "data", "report", "files"},

@@ -313,3 +313,12 @@ def test_hold_out_takes_the_same_share_of_every_class_and_leaves_two():
     kept = np.setdiff1d(np.arange(len(names)), hold_out(names, 0.9, seed=0))
     assert dict(zip(*np.unique(names[kept], return_counts=True), strict=True)) == {"a": 2, "b": 2, "c": 2, "d": 1}
     assert not np.array_equal(chosen, hold_out(names, 0.2, seed=1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "-1"), ("RANK", "")])
+def test_an_environment_that_torchrun_did_not_make_is_named(refused, folder, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    message = refused("fit", folder, "-o", tmp_path / "m", *FAST)
+    assert f"the environment variable {name} must be a whole number of at least" in message
+    assert f"got {value!r}: torchrun sets it to" in message

@@ -11,7 +11,7 @@ from rich.console import Console
 from fisherlayers.cli.console import Stages
 from fisherlayers.cli.race import Optimizer, TaskName
 from fisherlayers.cli.standings import Standings
-from fisherlayers.race import BASES, CONTENDERS, TASKS, Point, Progress, Trial, Tuning, race_from_json
+from fisherlayers.race import BASES, CONTENDERS, TASKS, Point, Progress, Race, Run, Trial, Tuning, race_from_json
 from race.small_task import small_task
 
 
@@ -87,6 +87,27 @@ def test_places_that_are_no_files_or_the_same_are_found_before_the_race(refused,
     (tmp_path / "link.svg").symlink_to("a.json")
     assert "both name link.svg" in refused("race", "-o", "link.svg", "--json", "a.json")
     assert "both name b/../a.svg" in refused("race", "-o", "b/../a.svg", "--json", "a.svg")
+
+
+def test_a_figure_of_another_format_is_refused_before_the_race(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("fisherlayers.race.run_race", lambda *_, **__: pytest.fail("the race began"))
+    assert "a.png: the figure is an SVG document, give a name that ends in .svg" in refused("race", "-o", "a.png")
+
+
+def test_what_is_never_reached_is_said_in_words(run, tmp_path, monkeypatch):
+    def run_race(task, methods, *, seeds, **_):
+        def trained(method, losses):
+            points = tuple(Point(step, 0.5 * step, loss, loss, 90.0) for step, loss in enumerate(losses))
+            return Run(method.name, method.base, method.reconstructed, 0, 0.1, False, points)
+
+        runs = (trained(methods[0], [1.0, 0.5]), trained(methods[1], [1.0, 0.7]))
+        return Race("digits", "Digits", "accuracy", 50, 1, "linear", runs)
+
+    monkeypatch.setattr("fisherlayers.race.run_race", run_race)
+    result = run("race", "--optimizer", "SGD", "--seeds", 1, "-o", tmp_path / "r.svg")
+    assert "; medians of 1 seed\n" in result.out
+    [row] = [line.split() for line in result.out.splitlines() if line.startswith(" SGD")]
+    assert row == ["SGD", "0.5", "1", "->", "never", "-", "0.50", "->", "never", "-", "90.0", "->", "90.0"]
 
 
 def test_a_disk_that_fills_up_leaves_no_half_figure(refused, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -124,6 +125,26 @@ def test_a_save_that_fails_leaves_the_former_model_and_other_files_stay(fitted, 
         DeepFisherNetwork.from_pretrained(tmp_path).decision_function(images), model.decision_function(images)
     )
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "notes.txt", "weights.safetensors"]
+
+
+def test_a_full_disk_leaves_no_folder_and_no_half_card(fitted, tmp_path, monkeypatch):
+    model = fitted[0]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr("fisherlayers.fisher_vectors.persistence.os.fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            model.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as context:
+        context.setattr("fisherlayers.files.secrets", SimpleNamespace(token_hex=full))
+        with pytest.raises(OSError, match="No space left on device"):
+            model.save_pretrained(tmp_path / "model")
+    assert sorted(os.listdir(tmp_path / "model")) == ["config.json", "weights.safetensors"]
+    model.save_pretrained(tmp_path / "model")
+    assert "fisherlayers" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_without_the_extra_the_command_that_installs_it_is_named(fitted, tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_other_folders_are_not_replaced(model, tmp_path):
     with pytest.raises(FileExistsError, match="thesis exists and is no model folder"):
         model.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
-    with pytest.raises(OSError, match=r"cannot save the model to .*nowhere.*No such file"):
+    with pytest.raises(OSError, match=r"cannot save to .*nowhere.*No such file"):
         model.save(tmp_path / "nowhere" / "model")
 
 
@@ -130,7 +130,7 @@ def test_full_disk_leaves_the_old_model(model, saved, monkeypatch, failing_call)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("fisherlayers.fisher_vectors.persistence.os.fsync", full)
-    with pytest.raises(OSError, match=r"cannot save the model to .*model.*No space left on device") as caught:
+    with pytest.raises(OSError, match=r"cannot save to .*model.*No space left on device") as caught:
         model.save(saved)
     assert caught.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -309,6 +309,12 @@ def test_damaged_folders(saved):
         ("step", 2.5, "step must be a whole number, got 2.5"),
         ("step", [2], r"step must be one value, got \[2\]"),
         ("components", 3, "components must be a list, got 3"),
+        ("upsample", 10**30, "upsample must be at most 65535, the longest side of an image"),
+        (
+            "bin_sizes",
+            [4, 2**31],
+            r"bin_sizes must be at most 65535, the longest side of an image, got \(4, 2147483648",
+        ),
         ("mirror", "no", "mirror must be True or False, got 'no'"),
         ("layer_weight", float("nan"), "layer_weight must be a finite number, got nan"),
         ("position_weight", float("inf"), "position_weight must be a finite number, got inf"),

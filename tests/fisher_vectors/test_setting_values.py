@@ -50,6 +50,7 @@ def test_whole_numbers_may_be_written_as_floats_and_a_single_one_stands_for_seve
         *((name, "no") for name in ("mirror", "flips", "color", "patch_whitening")),
         *((name, 1) for name in ("mirror", "color")),
         *((name, float("nan")) for name in ("position_weight", "color_weight", "layer_weight", "patch_weight")),
+        *((name, 2**31) for name in ("bin_sizes", "step", "upsample", "padding", "stride", "patch_side", "patch_step")),
         ("pooling_damping", float("inf")),
         ("projection_size", 2.5),
         ("step", True),

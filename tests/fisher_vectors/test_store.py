@@ -117,6 +117,23 @@ def test_a_disk_that_fills_up_loses_no_finished_chunk(tmp_path, monkeypatch):
     assert again.pending() == [2]
 
 
+def test_a_step_that_a_full_disk_does_not_take_is_said_once_with_what_to_do(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path, {})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError) as caught:
+        workspace.keep("step", {"w": torch.arange(3.0)})
+    workspace.close()
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.strerror == (
+        f"cannot save to {workspace.folder / 'step'}: No space left on device (make room or give another workspace, "
+        "and fit again; what is finished is kept)"
+    )
+
+
 def test_a_workspace_knows_its_entries_by_what_they_depend_on(tmp_path, monkeypatch):
     tensors = {"w": torch.arange(3.0)}
     first = Workspace(tmp_path, {"seed": 1, "images": "a"})

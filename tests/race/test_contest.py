@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -108,6 +110,27 @@ def test_a_stopped_contest_goes_on_from_its_journal(tmp_path, even, monkeypatch)
     ]
 
 
+def test_a_run_that_could_not_be_written_whole_spoils_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    journal, run = Journal(path), train(small_task(), METHODS[1], learning_rate=0.1, seed=0, steps=1)
+    journal.run({"number": 1}, lambda: run)
+    whole = path.read_bytes()
+
+    def full(descriptor):
+        os.truncate(path, len(whole) + 40)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            journal.run({"number": 2}, lambda: run)
+    assert len(Journal(path)) == 1  # reading changes nothing: a kill in between loses nothing
+    assert path.read_bytes().startswith(whole)
+    assert len(path.read_bytes()) == len(whole) + 40
+    journal.run({"number": 3}, lambda: run)
+    assert len(Journal(path)) == len(journal) == 2
+
+
 def test_a_damaged_journal_is_refused_with_its_line(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"key": {}}\n')
@@ -140,10 +163,15 @@ def test_a_reference_without_a_target_ends_the_contest_before_the_others_search(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"trials": 0}, "trials must be at least 1"),
-        ({"evaluations": 0}, "evaluations must be at least 1"),
-        ({"seeds": ()}, "seeds must be one or more"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"trials": 0}, "trials must be a whole number of at least 1"),
+        ({"evaluations": 0}, "evaluations must be a whole number of at least 1"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1"),
+        ({"trial_share": 0.0}, "trial_share must be a finite number of more than 0"),
+        ({"seeds": ()}, "seeds must hold one or more"),
+        ({"seeds": 3}, "seeds must hold one or more, such as a list; got 3"),
+        ({"horizons": 1.0}, "horizons must hold one or more, such as a list; got 1.0"),
+        ({"horizons": (1, 0)}, "every share of horizons must be a finite number of more than 0"),
         ({"seeds": (1, 1)}, "all different"),
         ({"horizons": (0.5,)}, "horizons must begin with 1"),
     ],

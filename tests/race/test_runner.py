@@ -1,11 +1,28 @@
+import copy
+import itertools
+import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from fisherlayers.race import Method, make_method, run_race, train
+from fisherlayers.race import (
+    Journal,
+    Method,
+    Organizer,
+    Plan,
+    Task,
+    make_method,
+    race_from_json,
+    race_to_json,
+    run_race,
+    train,
+    tune,
+)
 from fisherlayers.race.runner import SCHEDULES, Stopwatch, _means
 from race.small_task import small_task
 
@@ -126,7 +143,7 @@ def test_a_limit_of_seconds_ends_the_run_and_its_schedule(monkeypatch):
     # The schedule learns of a step's seconds after it.
     assert rates == pytest.approx([1.0, 0.99, *(1 - 2 * done / 16 for done in range(1, 7))])
     assert not run.diverged or run.final.train_loss > run.points[0].train_loss
-    with pytest.raises(ValueError, match="most_seconds must be more than 0"):
+    with pytest.raises(ValueError, match="most_seconds must be a finite number of more than 0"):
         train(small_task(), SGD, learning_rate=1.0, seed=0, steps=1, most_seconds=0.0)
 
 
@@ -172,13 +189,19 @@ def test_schedules_begin_at_one_and_fall_to_zero():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps >= 1"),
-        ({"learning_rate": 0.0}, "learning_rate > 0"),
-        ({"learning_rate": math.nan}, "learning_rate > 0"),
-        ({"learning_rate": math.inf}, "finite learning_rate"),
+        ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"steps": True}, "steps must be a whole number of at least 1; got True"),
+        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number of more than 0; got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"learning_rate": math.inf}, "learning_rate must be a finite number"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a finite number"),
+        ({"most_seconds": "1"}, "most_seconds must be a finite number of more than 0"),
+        ({"evaluate_every": 0.5}, "evaluate_every must be a whole number of at least 1; got 0.5"),
         ({"clock": "sun"}, "clock must be one of"),
         ({"schedule": "stairs"}, "schedule must be one of"),
-        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
@@ -189,11 +212,43 @@ def test_bad_arguments_are_refused(changes, message):
 def test_a_race_needs_distinct_methods_and_a_seed():
     with pytest.raises(ValueError, match="distinct names"):
         run_race(small_task(), [SGD, replace(SGD)])
-    with pytest.raises(ValueError, match="distinct names"):
+    with pytest.raises(ValueError, match="methods must hold one or more; got none"):
         run_race(small_task(), [])
-    for seeds in ([], [0, 1, 0]):
-        with pytest.raises(ValueError, match="seeds must be one or more, all different"):
-            run_race(small_task(), [SGD], seeds=seeds)
+    with pytest.raises(ValueError, match="methods must hold one or more, such as a list; got Method"):
+        run_race(small_task(), SGD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds must hold one or more; got none"),
+        ({"seeds": 3}, "seeds must hold one or more, such as a list; got 3"),
+        ({"seeds": [0, 1, 0]}, "seeds must be all different"),
+        ({"seeds": [0.5]}, "every seed of seeds must be a whole number; got 0.5"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"learning_rates": 0.1}, "learning_rates must be a mapping, method name -> learning rate; got 0.1"),
+        ({"learning_rates": {"SGD": "x"}}, "the learning rate of SGD must be a finite number of more than 0; got 'x'"),
+        ({"learning_rates": {"SGD": -1.0}}, "the learning rate of SGD must be a finite number of more than 0"),
+    ],
+)
+def test_bad_arguments_of_a_race_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_race(small_task(), [SGD], **changes)
+
+
+def test_names_in_place_of_tasks_and_methods_are_refused():
+    for raced in (run_race, lambda task, methods: tune(task, methods[0], trials=1)):
+        with pytest.raises(ValueError, match=r"task must be a Task, such as load_task\('digits'\); got 'mnist'"):
+            raced("mnist", [SGD])
+        with pytest.raises(ValueError, match=r"must be a Method, such as make_method\('SGD'\); got 'Adam'"):
+            raced(small_task(), ["Adam"])
+
+
+def test_numbers_of_numpy_leave_a_race_that_json_can_hold():
+    race = run_race(
+        small_task(), [SGD], seeds=np.arange(2), steps=np.int64(2), learning_rates={"SGD": np.float32(0.125)}
+    )
+    assert race_from_json(json.loads(json.dumps(race_to_json(race)))) == race
 
 
 def test_a_learning_rate_of_no_method_is_refused():
@@ -210,3 +265,49 @@ def test_a_method_that_cannot_be_built_is_found_before_others_run():
     with pytest.raises(ImportError, match="no such package"):
         run_race(small_task(), [SGD, absent], on_progress=lambda _: pytest.fail("the race began"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_is_not_new_is_refused():
+    """A run would begin where the one before ended, without a word."""
+    kept = nn.Linear(5, 2)
+    with pytest.raises(ValueError, match=r"must build a new model at every call.*deepcopy"):
+        run_race(small_task(make_model=lambda: kept), [SGD], seeds=[0], steps=1)
+    with pytest.raises(ValueError, match="must build a new model at every call"):
+        tune(small_task(make_model=lambda: kept), SGD, trials=2, steps=1)
+    with pytest.raises(ValueError, match="must build a new model at every call"):
+        Organizer(small_task(make_model=lambda: kept), Plan(steps=1, reference="SGD"), Journal()).race([SGD])
+    with pytest.raises(ValueError, match=r"must return a torch\.nn\.Module; got NoneType"):
+        run_race(small_task(make_model=lambda: None), [SGD], seeds=[0], steps=1)
+    run_race(small_task(make_model=lambda: copy.deepcopy(kept)), [SGD], seeds=[0], steps=1)
+
+
+def test_batches_that_end_before_the_run_are_refused():
+    """The run would be reported as a whole one that stands where it began."""
+
+    class Short(Task):
+        def batches(self, seed):
+            return itertools.islice(super().batches(seed), 3)
+
+    short = Short(**vars(small_task()))
+    assert train(short, SGD, learning_rate=0.1, seed=0, steps=3).final.step == 3
+    with pytest.raises(ValueError, match=r"ended after 3 of 10 steps: `Task\.batches` must never end"):
+        train(short, SGD, learning_rate=0.1, seed=0, steps=10)
+
+
+def test_batches_may_be_those_of_a_loader():
+    class Loaded(Task):
+        def batches(self, seed):
+            loader = DataLoader(TensorDataset(*self.train), batch_size=8)
+            return itertools.chain.from_iterable(itertools.repeat(loader))
+
+    run = train(Loaded(**vars(small_task())), SGD, learning_rate=0.1, seed=0, steps=12)
+    assert run.final.step == 12
+    assert run.final.train_loss < run.points[0].train_loss
+
+
+def test_the_metric_may_be_a_number_of_python_and_losses_an_example_are_refused():
+    run = train(small_task(metric=lambda outputs, targets: 5), SGD, learning_rate=0.1, seed=0, steps=1)
+    assert run.final.validation_metric == 5.0
+    several = small_task(loss=lambda outputs, targets: (outputs - targets).square().mean(1))
+    with pytest.raises(ValueError, match=r"loss of a task must return one number, a mean over .*; got \(40,\)"):
+        train(several, SGD, learning_rate=0.1, seed=0, steps=1)

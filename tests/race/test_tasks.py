@@ -120,9 +120,15 @@ def test_an_unknown_task_is_refused_by_name():
     [
         ({"train": Examples(torch.ones(3, 5), torch.ones(2, 2))}, "train must hold examples.*3 inputs and 2 targets"),
         ({"validation": Examples(torch.ones(0, 5), torch.ones(0, 2))}, "validation must hold examples"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"evaluation_size": 0}, "evaluation_size must be at least 1"),
-        ({"validation_size": -1}, "validation_size must be at least 1"),
+        ({"train": (torch.ones(3, 5), torch.ones(3, 2))}, r"train must be Examples\(inputs, targets\), .*; got tuple"),
+        ({"validation": Examples([[1.0]], [1])}, r"validation must be Examples\(inputs, targets\), two tensors"),
+        ({"make_model": torch.nn.Linear(5, 2)}, "make_model must be a function .*; got Linear"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1; got 2.5"),
+        ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),
+        ({"loss_scale": 0.0}, "loss_scale must be a finite number of more than 0"),
+        ({"evaluation_size": 0}, "evaluation_size must be a whole number of at least 1"),
+        ({"validation_size": -1}, "validation_size must be a whole number of at least 1"),
     ],
 )
 def test_a_task_that_cannot_be_raced_is_refused(changes, message):

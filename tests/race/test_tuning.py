@@ -26,10 +26,25 @@ def test_one_learning_rate_falls_into_each_part_of_the_logarithmic_range():
     assert rates != draw_learning_rates(1e-4, 1.0, trials=4, seed=1)
 
 
-@pytest.mark.parametrize("arguments", [(0.0, 1.0, 3), (1.0, 1.0, 3), (0.1, 1.0, 0)])
-def test_a_bad_range_is_refused(arguments):
-    with pytest.raises(ValueError, match="0 < lowest < highest and trials >= 1"):
-        draw_learning_rates(*arguments[:2], trials=arguments[2], seed=0)
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (1.0, 1.0), (0.1, math.inf)])
+def test_a_bad_range_is_refused(limits):
+    with pytest.raises(ValueError, match="expected 0 < lowest < highest"):
+        draw_learning_rates(*limits, trials=3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, "trials must be a whole number of at least 1; got 0"),
+        ({"trials": 1.5}, "trials must be a whole number of at least 1; got 1.5"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"steps": 0}, "steps must be a whole number of at least 1; got 0"),
+        ({"seeds": 1000}, "seeds must hold one or more, such as a list; got 1000"),
+    ],
+)
+def test_bad_arguments_of_a_search_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tune(small_task(), make_method("SGD"), **{"trials": 1, "steps": 2, **changes})
 
 
 def test_tuning_tries_the_same_rates_for_plain_and_reconstructed():
@@ -59,7 +74,7 @@ def test_a_trial_is_the_mean_over_its_seeds():
 
 
 def test_tuning_needs_a_seed():
-    with pytest.raises(ValueError, match="seeds is empty"):
+    with pytest.raises(ValueError, match="seeds must hold one or more; got none"):
         tune(small_task(), make_method("SGD"), trials=1, seeds=())
 
 

@@ -34,6 +34,12 @@ def test_curves_of_one_group_share_their_colour_and_differ_in_dashes():
     assert "stroke-dasharray" in svg
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend():
+    named = [Curve("_mine", [0, 1], [1.0, 0.5], "SGD"), *LINES]
+    text = words(curves({"": named}, xlabel="x", ylabel="y"))
+    assert [word for word in text if word in {"_mine", "plain", "ours"}] == ["_mine", "plain", "ours"]
+
+
 def test_values_that_are_not_finite_are_gaps():
     broken = [Curve("diverged", [0, 1, 2], [1.0, float("inf"), float("nan")], "SGD")]
     assert "diverged" in words(curves({"": broken}, xlabel="x", ylabel="y"))

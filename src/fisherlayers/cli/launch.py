@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from fisherlayers.cli.errors import UserError
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -20,7 +22,9 @@ def started_processes() -> "Iterator[tuple[ProcessGroup | None, bool]]":
     Yields:
         Their group, None for a process on its own, and whether this is the first process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    size = _whole_number("WORLD_SIZE", "the number of processes", 1)
+    rank = _whole_number("RANK", "the number of this one, from 0", 0)
+    if size in {None, 1} or rank is None:
         yield None, True
     else:
         from torch import distributed
@@ -36,3 +40,15 @@ def started_processes() -> "Iterator[tuple[ProcessGroup | None, bool]]":
                 yield distributed.group.WORLD, is_first
         finally:
             distributed.destroy_process_group()
+
+
+def _whole_number(name: str, meaning: str, least: int) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(
+            f"the environment variable {name} must be a whole number of at least {least}, got {value!r}: torchrun sets "
+            f"it to {meaning}; start the command by torchrun, or unset {name}"
+        )
+    return int(value)

@@ -1,6 +1,7 @@
 """``fisherlayers race``: optimizers against their reconstructed selves on one task, with a live table and a figure."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -81,11 +82,13 @@ def race(
     """Run the race, then write its figure and print its table.
 
     Raises:
-        UserError: A file cannot be written, or both would have one name.
+        UserError: A file cannot be written, both would have one name, or the figure that of another format.
     """
     from fisherlayers.cli.output import check_file
     from fisherlayers.files import write_file
 
+    if output.suffix.lower() not in {".svg", ""}:
+        raise UserError(f"--output {output}: the figure is an SVG document, give a name that ends in .svg")
     check_file(output)
     if results is not None:
         check_file(results)
@@ -154,7 +157,8 @@ def _print_summary(race: "Race") -> None:
     rows = summarize(race)
     seeds = len({run.seed for run in race.runs})
     typer.echo(
-        f"{race.title}: plain -> reconstructed, to the plain run's final training loss; medians of {seeds} seeds"
+        f"{race.title}: plain -> reconstructed, to the plain run's final training loss; "
+        f"medians of {seeds} {'seed' if seeds == 1 else 'seeds'}"
     )
     show_table(
         ["optimizer", "loss", "steps", "ratio", "seconds", "ratio", race.metric_name],
@@ -162,10 +166,10 @@ def _print_summary(race: "Race") -> None:
             [
                 row.base,
                 f"{row.loss:.3g}",
-                f"{row.plain_steps:g} -> {row.steps:g}",
-                f"{row.steps_ratio:.2f}",
-                f"{row.plain_seconds:.2f} -> {row.seconds:.2f}",
-                f"{row.seconds_ratio:.2f}",
+                _pair(row.plain_steps, row.steps, "g"),
+                _ratio(row.steps_ratio),
+                _pair(row.plain_seconds, row.seconds, ".2f"),
+                _ratio(row.seconds_ratio),
                 f"{row.plain_metric:.1f} -> {row.metric:.1f}",
             ]
             for row in rows
@@ -176,3 +180,11 @@ def _print_summary(race: "Race") -> None:
         typer.echo(f"no target, as no plain run ends lower than it began: {', '.join(without)}")
     if diverged := sorted({run.method for run in race.runs if run.diverged}):
         typer.echo(f"diverged at least once: {', '.join(diverged)}")
+
+
+def _pair(plain: float, reconstructed: float, form: str) -> str:
+    return f"{plain:{form}} -> " + (format(reconstructed, form) if math.isfinite(reconstructed) else "never")
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"

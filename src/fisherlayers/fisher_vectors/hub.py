@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from fisherlayers.files import write_file
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.persistence import write_folder
 from fisherlayers.fisher_vectors.settings import NetworkSettings
@@ -55,11 +56,11 @@ class HubMethods:
             The address of the upload, or None without one.
         """
         carrier, folder = _carrier_class()(self), Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)  # the folder itself comes with the model in it, or not at all
         # Not by the mixin, which begins by removing the config of the model that is there.
         write_folder(folder, *self._contents(), beside_others=True)
         if not (folder / _CARD).exists():
-            carrier.generate_model_card(**(model_card_kwargs or {})).save(folder / _CARD)
+            write_file(folder / _CARD, str(carrier.generate_model_card(**(model_card_kwargs or {}))))
         if not push_to_hub:
             return None
         return self.push_to_hub(

@@ -90,7 +90,7 @@ def write_folder(
                 check_place(target, beside_others=beside_others)  # made by another process in the meantime
                 write_model_files(target, weights, text.encode())
     except OSError as error:
-        raise OSError(error.errno, f"cannot save the model to {target}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot save to {target}: {error.strerror or error}") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)

@@ -131,6 +131,10 @@ class NetworkSettings:
             value = getattr(self, name)
             if any(entry < least for entry in (value if isinstance(value, tuple) else (value,))) or value == ():
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in _LENGTHS:
+            value = getattr(self, name)
+            if max(value if isinstance(value, tuple) else (value,)) > _LONGEST:
+                raise ValueError(f"{name} must be at most {_LONGEST}, the longest side of an image, got {value}")
         if self.projection_cost <= 0:
             raise ValueError(f"projection_cost must be positive, got {self.projection_cost}")
         check_projection(self.projection)
@@ -244,6 +248,10 @@ _LEAST: dict[str, float] = {
     "training_descriptors": 1,
     "iterations": 1,
 }
+
+# Beyond the longest side of a JPEG file these have no use, and sizes of images would overflow.
+_LENGTHS = ("bin_sizes", "step", "upsample", "padding", "stride", "patch_side", "patch_step")
+_LONGEST = 65_535
 
 PRESETS: dict[str, NetworkSettings] = {
     # Mirrored photographs belong to the same class, and small whitened patches see the texture that SIFT's bins blur:

@@ -31,6 +31,7 @@ __all__ = ["RowStore", "StoreError", "Workspace"]
 _ROWS = "rows.bin"
 _CHUNKS = "chunks.jsonl"
 _VERSION = 1
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _KEPT = "make room or give another workspace, and fit again; what is finished is kept"
 
 
@@ -199,14 +200,13 @@ class RowStore:
         try:
             yield
         except OSError as error:
-            room = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
             need = f"the encodings take {self.shape[0] * self._row_bytes / 1e9:.2f} GB"
-            advice = f"{need}: {self._advice}"
-            raise StoreError(
-                error.errno,
-                f"cannot write to {self.folder}: {error.strerror or error}"
-                + (f" ({advice})" if error.errno in room else ""),
-            ) from error
+            reason = f"cannot write to {self.folder}: {error.strerror or error}"
+            raise StoreError(error.errno, reason + _in_brackets(error, f"{need}: {self._advice}")) from error
+
+
+def _in_brackets(error: OSError, advice: str) -> str:
+    return f" ({advice})" if error.errno in _NO_ROOM else ""
 
 
 def _listed(path: Path) -> Iterator[tuple[int, str]]:
@@ -265,7 +265,7 @@ class Workspace:
         try:
             write_folder(self.folder / name, {"step": name}, tensors)
         except OSError as error:
-            raise StoreError(error.errno, f"cannot write to {self.folder}: {error.strerror or error}") from error
+            raise StoreError(error.errno, (error.strerror or str(error)) + _in_brackets(error, _KEPT)) from error
 
     def store(self, name: str, shape: tuple[int, int], dtype: str, chunk_rows: int) -> RowStore:
         """Open the store of some encodings.

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisherlayers.natural_gradient import reconstruct
+from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
 from fisherlayers.race.journal import Journal
-from fisherlayers.race.methods import Method
+from fisherlayers.race.methods import Method, check_models
 from fisherlayers.race.results import Race, Run
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
@@ -41,8 +42,8 @@ class Plan:
         schedule: of the learning rate.
 
     Raises:
-        ValueError: steps, trials or evaluations are fewer than 1, there are no or equal seeds, or the first horizon is
-            not 1.
+        ValueError: steps, trials or evaluations are no whole number of at least 1, a share or limit is not more than 0,
+            there are no or equal seeds, or the first horizon is not 1.
     """
 
     steps: int
@@ -60,12 +61,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "trials", "evaluations", "trial_evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be one or more, all different; got {self.seeds}")
-        if not self.horizons or self.horizons[0] != 1:
+            whole_number(name, getattr(self, name), least=1)
+        for name in ("trial_share", "most_seconds", "most_trial_seconds"):
+            positive_number(name, getattr(self, name))
+        whole_number("tuning_seed", self.tuning_seed)
+        distinct_seeds("seeds", self.seeds)
+        if several("horizons", self.horizons)[0] != 1:
             raise ValueError(f"horizons must begin with 1, the full run; got {self.horizons}")
+        for share in self.horizons:
+            positive_number("every share of horizons", share)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Organizer:
     """Runs the parts of a contest; what the journal holds is not run again.
 
     Args:
-        task: what is trained.
+        task: what is trained. Its title stands for data, model and loss in the journal: where they change, it must.
         plan: the budget.
         journal: where finished runs are kept.
         on_run: called with every new run.
@@ -151,6 +155,7 @@ class Organizer:
             raise ValueError(f"methods must hold the reference {self.plan.reference!r}; got {list(named)}")
         if len(named) < len(methods):
             raise ValueError(f"methods must have distinct names; got {[method.name for method in methods]}")
+        check_models(self.task)
         reference = named[self.plan.reference]
         self.search(reference, reference).best()  # raises where there will be no target, before the others search
         searches = {name: self.search(method, reference) for name, method in named.items()}

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fisherlayers.race.results import Run, run_from_json, run_to_json
 
@@ -31,8 +31,7 @@ class Journal:
                     self._runs[_digest(record["key"])] = run_from_json(record["run"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{path}, line {number}, is no finished run ({error}): remove the line") from error
-            if lines[-1]:  # the program was stopped while it wrote: that run is done again
-                path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
+            # Without a line end the program was stopped while it wrote: that run is done again.
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -58,10 +57,20 @@ class Journal:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with self.path.open("a+b") as file:
+            _cut_torn_line(file)
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _digest(key: Mapping[str, Any]) -> str:

@@ -166,6 +166,45 @@ def rehearse(task: Task, methods: Sequence[Method], learning_rates: Mapping[str,
         methods: the contenders.
         learning_rates: method name -> learning rate.
     """
+    check_models(task)
     with torch.random.fork_rng(devices=[]):
         for method in methods:
             method.prepare(task.make_model(), learning_rates[method.name])
+
+
+def check_contenders(task: Task, methods: Sequence[Method]) -> None:
+    """Refuse what is no task or no method, such as their names.
+
+    Args:
+        task: what is trained.
+        methods: the contenders.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(f"task must be a Task, such as load_task('digits'); got {task!r}")
+    for method in methods:
+        if not isinstance(method, Method):
+            raise ValueError(f"a method must be a Method, such as make_method('SGD'); got {method!r}")
+
+
+def check_models(task: Task) -> None:
+    """Refuse a task whose model is not new at every call: a run would begin where the one before ended.
+
+    Args:
+        task: whose model is built twice; torch's global generator is left as it was.
+
+    Raises:
+        ValueError: what it builds is no module, or shares a trained parameter with the one before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        first, second = task.make_model(), task.make_model()
+    if not isinstance(first, nn.Module):
+        raise ValueError(f"make_model of {task.title!r} must return a torch.nn.Module; got {type(first).__name__}")
+    trained = {id(parameter) for parameter in first.parameters() if parameter.requires_grad}
+    if any(id(parameter) in trained for parameter in second.parameters()):
+        raise ValueError(
+            f"make_model of {task.title!r} must build a new model at every call; got the same parameters twice: "
+            "return copy.deepcopy of a model that is kept"
+        )

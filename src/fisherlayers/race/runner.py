@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fisherlayers.race.methods import Method, rehearse
+from fisherlayers.race.arguments import distinct_seeds, positive_number, several, whole_number
+from fisherlayers.race.methods import Method, check_contenders, rehearse
 from fisherlayers.race.results import Point, Race, Run
 from fisherlayers.race.tasks import Examples, Task
 
@@ -79,18 +80,19 @@ def run_race(
         ValueError: no or equal methods, no or equal seeds, a learning rate of no method, or an argument of `train` out
             of range.
     """
+    methods, seeds = several("methods", methods), distinct_seeds("seeds", seeds)
+    check_contenders(task, methods)
     names = [method.name for method in methods]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"methods must be one or more with distinct names; got {names}")
-    seeds = tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more, all different; got {seeds}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"methods must have distinct names; got {names}")
+    if not isinstance(learning_rates, Mapping | None):
+        raise ValueError(f"learning_rates must be a mapping, method name -> learning rate; got {learning_rates!r}")
     if unknown := set(learning_rates or {}) - set(names):
         raise ValueError(f"learning_rates names no method: {sorted(unknown)}; the methods are {names}")
-    steps = task.steps if steps is None else steps
-    rates = {method.name: method.optimizer.usual_rate(task.loss_scale) for method in methods} | dict(
-        learning_rates or {}
-    )
+    steps = whole_number("steps", task.steps if steps is None else steps, least=1)
+    rates = {method.name: method.optimizer.usual_rate(task.loss_scale) for method in methods}
+    for name, rate in (learning_rates or {}).items():
+        rates[name] = positive_number(f"the learning rate of {name}", rate)
     rehearse(task, methods, rates)
     contests = [(seed, method) for seed in seeds for method in methods]
     runs = []
@@ -154,17 +156,16 @@ def train(
     Raises:
         ValueError: an argument is out of range.
     """
-    if steps < 1 or not 0 < learning_rate < math.inf:
-        raise ValueError(f"expected steps >= 1 and a finite learning_rate > 0; got {steps} and {learning_rate}")
+    check_contenders(task, [method])
+    steps, seed = whole_number("steps", steps, least=1), whole_number("seed", seed)
+    learning_rate = positive_number("learning_rate", learning_rate)
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {sorted(SCHEDULES)}; got {schedule!r}")
-    if most_seconds is not None and most_seconds <= 0:
-        raise ValueError(f"most_seconds must be more than 0; got {most_seconds}")
+    if most_seconds is not None:
+        most_seconds = positive_number("most_seconds", most_seconds)
     if clock not in get_args(Clock):
         raise ValueError(f"clock must be one of {sorted(get_args(Clock))}; got {clock!r}")
-    every = max(1, steps // 100) if evaluate_every is None else evaluate_every
-    if every < 1:
-        raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
+    every = max(1, steps // 100) if evaluate_every is None else whole_number("evaluate_every", evaluate_every, least=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, optimizers = method.prepare(task.make_model(), learning_rate)
@@ -184,7 +185,11 @@ def _steps(
     length: "Length",
     on_point: Callable[[Point], None] | None,
 ) -> tuple[list[Point], bool]:
-    """Return the evaluations, and whether the run came to its end."""
+    """Return the evaluations, and whether the run came to its end.
+
+    Raises:
+        ValueError: the batches end before the run.
+    """
     schedulers = [LambdaLR(optimizer, lambda step: shape(length.share(step))) for optimizer in optimizers]
     points: list[Point] = []
 
@@ -194,9 +199,10 @@ def _steps(
             on_point(points[-1])
 
     evaluate(0)
-    for step, batch in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
+    step = 0
+    for step, (inputs, targets) in zip(range(1, length.steps + 1), task.batches(seed), strict=False):
         with length.stopwatch.running():
-            loss = task.loss(model(batch.inputs), batch.targets)
+            loss = task.loss(model(inputs), targets)
             if not math.isfinite(loss.item()):
                 return points, False
             for optimizer in optimizers:
@@ -210,8 +216,10 @@ def _steps(
             if not math.isfinite(points[-1].train_loss):
                 return points, False
         if length.share(step) >= 1:
-            break
-    return points, True
+            return points, True
+    raise ValueError(
+        f"the batches of {task.title!r} ended after {step} of {length.steps} steps: `Task.batches` must never end"
+    )
 
 
 @dataclass
@@ -282,8 +290,14 @@ def _means(task: Task, model: nn.Module, examples: Examples) -> tuple[float, flo
             targets = examples.targets[start : start + EVALUATION_CHUNK]
             outputs = model(examples.inputs[start : start + EVALUATION_CHUNK])
             share = len(targets) / len(examples.targets)
-            loss += share * task.loss(outputs, targets).item()
-            metric += share * task.metric(outputs, targets).item()
+            loss += share * _one_number("loss", task.loss(outputs, targets))
+            metric += share * _one_number("metric", task.metric(outputs, targets))
     finally:
         model.train(training)
     return loss, metric
+
+
+def _one_number(name: str, value: Tensor | float) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} of a task must return one number, a mean over examples; got {tuple(value.shape)}")
+    return float(value)

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from fisherlayers.race.methods import Method
+from fisherlayers.race.arguments import distinct_seeds, whole_number
+from fisherlayers.race.methods import Method, check_contenders, check_models
 from fisherlayers.race.results import Run, steps_to
 from fisherlayers.race.runner import train
 from fisherlayers.race.tasks import Task
@@ -95,8 +96,9 @@ def draw_learning_rates(lowest: float, highest: float, *, trials: int, seed: int
     Raises:
         ValueError: the range or `trials` is not as stated.
     """
-    if not 0 < lowest < highest or trials < 1:
-        raise ValueError(f"expected 0 < lowest < highest and trials >= 1; got {lowest}, {highest}, {trials}")
+    trials = whole_number("trials", trials, least=1)
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError(f"expected 0 < lowest < highest, both finite; got {lowest}, {highest}")
     uniform = torch.rand(trials, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     shares = (torch.arange(trials) + uniform) / trials
     return [lowest * (highest / lowest) ** share for share in shares.tolist()]
@@ -130,13 +132,11 @@ def tune(
 
     Returns:
         The trials.
-
-    Raises:
-        ValueError: no seeds, or fewer than one trial.
     """
-    if not seeds:
-        raise ValueError("seeds is empty: give at least one")
-    length = task.steps if steps is None else steps
+    check_contenders(task, [method])
+    seeds = distinct_seeds("seeds", seeds)
+    length = whole_number("steps", task.steps if steps is None else steps, least=1)
+    check_models(task)
     shared: dict[str, Any] = {"steps": length, "schedule": schedule, "evaluate_every": max(1, length // EVALUATIONS)}
     done: list[Trial] = []
     for learning_rate in draw_learning_rates(
@@ -146,7 +146,7 @@ def tune(
         done.append(_trial(learning_rate, runs, target))
         if on_trial is not None:
             on_trial(done[-1])
-    return Tuning(method.name, tuple(seeds), tuple(done))
+    return Tuning(method.name, seeds, tuple(done))
 
 
 def _trial(learning_rate: float, runs: list[Run], target: float | None) -> Trial:

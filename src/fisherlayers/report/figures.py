@@ -85,17 +85,18 @@ def curves(
         for axes, label, (title, panel) in zip(grid, labels, panels.items(), strict=True):
             for curve in panel:
                 style = {"linestyle": "--" if curve.dashed else "-", "linewidth": 1.6}
-                axes.plot(curve.x, _gaps(curve.y), color=colours[curve.group], label=curve.name, **style)
+                axes.plot(curve.x, _gaps(curve.y), color=colours[curve.group], **style)
             if log_y:
                 axes.set_yscale("log")
             axes.set_title(title, parse_math=False)
             axes.set_xlabel(label, parse_math=False)
             axes.grid(axis="y", color=LINE, linewidth=0.6)
         grid[0].set_ylabel(ylabel, parse_math=False)
-        handles, names = grid[0].get_legend_handles_labels()
-        legend = figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        handles = grid[0].get_lines()
+        # Names come after the entries are made: matplotlib leaves out those that are empty or begin with "_".
+        legend = figure.legend(handles, ["name"] * len(handles), loc="outside lower center", ncols=min(len(handles), 3))
+        for text, curve in zip(legend.get_texts(), next(iter(panels.values())), strict=True):
+            text.set(text=curve.name, parse_math=False)
         return svg_bytes(figure)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherlayers.race.arguments import positive_number, whole_number
+
 
 class Examples(NamedTuple):
     """Inputs and targets with a common first dimension, the examples."""
@@ -36,7 +38,8 @@ class Task:
         validation_size: validation examples that are evaluated during training; None for all of them.
 
     Raises:
-        ValueError: there are no examples, not one target an input, or a size is less than 1.
+        ValueError: there are no examples, not as tensors or not one target an input, `make_model` is no function, or a
+            size is no whole number of at least 1.
     """
 
     name: str
@@ -55,18 +58,29 @@ class Task:
 
     def __post_init__(self) -> None:
         for part in ("train", "validation"):
-            inputs, targets = map(len, getattr(self, part))
+            pair = getattr(self, part)
+            if not isinstance(pair, Examples) or not all(isinstance(entry, Tensor) for entry in pair):
+                raise ValueError(
+                    f"{part} must be Examples(inputs, targets), two tensors; got {type(pair).__name__}: "
+                    "put all batches of a loader together by torch.cat"
+                )
+            inputs, targets = map(len, pair)
             if not inputs or inputs != targets:
                 raise ValueError(
                     f"{part} must hold examples, one target an input; got {inputs} inputs and {targets} targets"
                 )
-        for name in ("batch_size", "evaluation_size", "validation_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
+        if isinstance(self.make_model, nn.Module) or not callable(self.make_model):
+            kind = type(self.make_model).__name__
+            raise ValueError(f"make_model must be a function that builds a new model at every call; got {kind}")
+        for name in ("batch_size", "steps"):
+            whole_number(name, getattr(self, name), least=1)
+        for name in ("evaluation_size", "validation_size"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least=1)
+        positive_number("loss_scale", self.loss_scale)
 
     def batches(self, seed: int) -> Iterator[Examples]:
-        """Yield training batches without end: each epoch is a fresh permutation, cut into full batches.
+        """Yield training batches; they never end. Each epoch is a fresh permutation, cut into full batches.
 
         Args:
             seed: of the permutations; the same seed gives the same batches.
