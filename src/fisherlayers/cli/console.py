@@ -45,10 +45,12 @@ class Stages:
         self._progress.update(self._tasks[name], completed=done, total=total)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # or rich before 15 prints an empty line
+            self._progress.stop()
