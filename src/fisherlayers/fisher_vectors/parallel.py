@@ -79,7 +79,8 @@ def on_cpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if torch.empty(0).device.type == "cpu":  # `get_default_device` fails on torch 2.9 once the device was set to None
+        # `torch.get_default_device` fails on torch 2.9 where the device was set to None.
+        if torch.empty(0).device.type == "cpu":
             return function(*args, **kwargs)
         with torch.device("cpu"):
             return function(*args, **kwargs)
