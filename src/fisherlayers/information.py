@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlayers.gram import gram
-from fisherlayers.precision import has_float64
+from fisherlayers.precision import full_precision, has_float64
 
 __all__ = [
     "DenseInformation",
@@ -170,7 +170,7 @@ class _SecondMoment(FisherInformation):
         rows = scores.shape[-2]
         if rows == 0:
             raise ValueError(f"scores must hold at least one row, got shape {tuple(scores.shape)}")
-        with torch.autocast(scores.device.type, enabled=False):
+        with full_precision(scores):
             moment = self._mean_moment(scores.to(self.second_moment.dtype))
         # One non-finite score makes its whole row of s sᵀ non-finite, and with it the sum.
         if not bool(torch.isfinite(moment.sum())):

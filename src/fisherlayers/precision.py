@@ -14,16 +14,16 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
-def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which autocast on a tensor's device does not round.
+def full_precision(where: Tensor | str) -> AbstractContextManager[Any]:
+    """Return a context in which autocast on a device does not round.
 
     Args:
-        tensor: Of the device.
+        where: A tensor of the device, or its type.
 
     Returns:
         Nothing is done where there is no autocast: an exported graph has no trace of it.
     """
-    kind = tensor.device.type
+    kind = where if isinstance(where, str) else where.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 

@@ -27,7 +27,6 @@ from fisherlayers.fisher_vectors.memory import parse_bytes
 from fisherlayers.fisher_vectors.network import FisherNetwork
 from fisherlayers.fisher_vectors.parallel import (
     Progress,
-    full_precision,
     in_threads,
     map_batches,
     on_cpu,
@@ -41,6 +40,7 @@ from fisherlayers.fisher_vectors.selection import select_svm, two_columns
 from fisherlayers.fisher_vectors.setting_values import as_whole_number, check_device
 from fisherlayers.fisher_vectors.settings import OVERRIDES, NetworkSettings, resolve_settings
 from fisherlayers.fisher_vectors.training import fit_network
+from fisherlayers.precision import full_precision
 
 __all__ = ["DeepFisherNetwork"]
 
@@ -276,7 +276,7 @@ class DeepFisherNetwork(Exports, Saving, HubMethods, ClassifierMixin, BaseEstima
             The classifier itself.
         """
         processes = Processes(process_group)
-        with processes.together(), single_torch_thread(), full_precision():
+        with processes.together(), single_torch_thread(), full_precision("cpu"):
             costs = self._checked_costs()
             check_device(self.device)
             report = reporter(self.verbose, progress) if processes.is_first else None

@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from threading import Event, current_thread
 from typing import Any, Generic, ParamSpec, TypeVar
 from uuid import uuid4
@@ -26,8 +26,9 @@ from joblib.parallel import get_active_backend
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.images import Batch, ImageList
+from fisherlayers.precision import full_precision
 
-__all__ = ["Progress", "full_precision", "in_threads", "map_batches", "on_cpu", "reporter", "single_torch_thread"]
+__all__ = ["Progress", "in_threads", "map_batches", "on_cpu", "reporter", "single_torch_thread"]
 
 Progress = Callable[[str, int, int], None]
 Arguments = ParamSpec("Arguments")
@@ -56,15 +57,6 @@ def single_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def full_precision() -> AbstractContextManager[None]:
-    """Return a context in which the caller's autocast on the CPU does not round.
-
-    Returns:
-        Nothing is done where there is none.
-    """
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def on_cpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -206,7 +198,7 @@ class _Work(Generic[Result]):
             return None
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
-        with torch.inference_mode(), full_precision():
+        with torch.inference_mode(), full_precision("cpu"):
             return self.function(part.images.load(part.batch), part.batch)
 
     def __getstate__(self) -> tuple[str, np.ndarray]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fisherlayers.fisher_vectors.sums import Total, in_turn
+from fisherlayers.gram import gram_with_ones
 from fisherlayers.information import DenseInformation
 
 __all__ = ["PrincipalComponents", "RunningCovariance", "fit_pca"]
@@ -166,9 +167,7 @@ class RunningCovariance:
         anchor = chunks[0].to(torch.float64).mean(dim=0) if self._anchor is None else self._anchor
 
         def moment(chunk: Tensor) -> Tensor:
-            offsets = chunk.to(torch.float64) - anchor
-            augmented = torch.cat([offsets, offsets.new_ones(len(chunk), 1)], dim=1)
-            return augmented.mT @ augmented
+            return gram_with_ones(chunk.to(torch.float64) - anchor)
 
         sums = total(moment, chunks)
         if not bool(torch.isfinite(sums).all()):

@@ -10,6 +10,7 @@ from fisherlayers.natural_gradient.layout import Layout, thinned
 from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.readers import Bias, Reader, original
 from fisherlayers.natural_gradient.roots import automatic_damping
+from fisherlayers.precision import full_precision
 
 __all__ = ["Following", "Settings"]
 
@@ -163,7 +164,7 @@ class Following(nn.Module):
             rows = rows.expand(self.layout.groups, *rows.shape)
         index = thinned(rows.shape[-2], self.max_rows, rows.device)
         rows = self._arranged((rows if index is None else rows[..., index, :]).to(self.origin.dtype))
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
             if self.pending is None:

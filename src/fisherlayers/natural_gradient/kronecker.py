@@ -29,6 +29,7 @@ from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
 from fisherlayers.natural_gradient.rules.rule import ProductRule
+from fisherlayers.precision import full_precision
 from fisherlayers.root import Root
 
 __all__ = ["KroneckerWeight", "follow_gradient", "normalized_covariance", "output_root"]
@@ -63,7 +64,7 @@ class KroneckerWeight(FisherWeight):
         """
         index = thinned(rows.shape[-2], self.settings.max_rows, rows.device)
         rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
             origin = rows.mean(-2) if self.pending_gradients is None else self.pending_gradients.origin

@@ -119,6 +119,8 @@ def _find_optimizers(fishers: Sequence[FisherWeight]) -> None:
     # After a restart the first step of one of several optimizers may come with a new root, which the momentum of the
     # others has to follow; torch has no list of them.
     resumed = [fisher for fisher in fishers if fisher.steps > 0 and fisher not in _resumed]
+    if not resumed:
+        return
     _resumed.update(resumed)
     parameters = [p for fisher in resumed for p in (fisher.weight, *(bias.parameter for bias in fisher.biases()))]
     places = {id(p): place for place, p in enumerate(parameters) if p.requires_grad}

@@ -22,7 +22,7 @@ from fisherlayers.natural_gradient.moments import Moments, about, moments, total
 from fisherlayers.natural_gradient.parametrization import FisherWeight
 from fisherlayers.natural_gradient.readers import Reader
 from fisherlayers.natural_gradient.roots import input_coordinates
-from fisherlayers.precision import widened
+from fisherlayers.precision import full_precision, widened
 from fisherlayers.root import DenseRoot, DiagonalRoot
 
 __all__ = ["UnitCoordinates", "UnitWeight", "check_size", "homogeneous", "released_coordinates", "unit_moments"]
@@ -163,7 +163,7 @@ class UnitWeight(FisherWeight):
     def observe(self, rows: Tensor) -> None:
         index = thinned(rows.shape[-2], self.max_rows, rows.device)
         rows = (rows if index is None else rows[..., index, :]).to(self.mean.dtype)
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             if rows.shape[-2] == 0 or not bool(torch.isfinite(torch.linalg.vector_norm(rows).square())):
                 return
             if self.compat or self.observed_at >= 0:
